@@ -1,0 +1,53 @@
+# Two commands: `make train` and `make test`. Each builds .venv first if it is not there.
+PYTHON ?= python3
+BIN := .venv/bin
+export PYTHONUNBUFFERED := 1
+
+.PHONY: help train test test-all lint types examples bench docs parity lock clean
+
+help:  ## say what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 20
+
+.venv/ready: requirements.lock pyproject.toml
+	@echo "Setting up .venv from requirements.lock (once, about a minute)"
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "adamite needs Python 3.11 or newer: make PYTHON=...")'
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+train: .venv/ready  ## train a classifier and a language model with adamite, write out/ (3 minutes)
+	$(BIN)/python examples/train $(ARGS)
+
+test: .venv/ready  ## all tests but the slow ones, and the doctests
+	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+
+test-all: .venv/ready  ## every test that this machine can run
+	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+
+lint: .venv/ready  ## style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/ready  ## static types
+	$(BIN)/pyright --warnings
+
+examples: .venv/ready  ## run every example, each draws a picture into out/
+	$(BIN)/python examples/all.py
+
+bench: .venv/ready  ## step, trace and compile time beside optax, median of paired runs, JSON into out/
+	$(BIN)/python benchmarks/adam_step.py $(ARGS)
+
+parity: .venv/ready  ## install torch beside, for the comparison in `make bench`
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+
+docs: .venv/ready  ## the manual as HTML, in docs/_build
+	$(BIN)/sphinx-build -W -q -b html docs docs/_build
+
+lock:  ## write requirements.lock anew (needs uv)
+	uv pip compile pyproject.toml --extra tests --extra examples --extra docs --extra build --universal \
+	  --fork-strategy fewest --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
+	  --custom-compile-command "make lock" -q -o requirements.lock
+
+clean:  ## remove what the commands above made
+	rm -rf .venv out docs/_build .pytest_cache .ruff_cache .hypothesis

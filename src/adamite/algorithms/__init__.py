@@ -1,0 +1,1 @@
+"""One algorithm a file: its equations, its rule, its ``scale_by_*``, its recipes."""

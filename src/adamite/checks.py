@@ -1,0 +1,117 @@
+"""Arguments are checked where they come in: each helper returns the value to use, or raises naming the argument.
+
+`ValueError` where the value is not allowed, `TypeError` where it is the wrong kind of thing. Traced values are checked
+for shape and kind only; their numbers are not known yet.
+"""
+
+import math
+import numbers
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from adamite.numerics import wide_dtype
+
+
+def decay_rate(name: str, value: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
+    """A number in [0, 1)."""
+    return _number(name, value, "lie in [0, 1)", lambda x: 0 <= x < 1)
+
+
+def non_negative(name: str, value: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
+    """A finite number >= 0."""
+    return _number(name, value, "be finite and >= 0", lambda x: 0 <= x < math.inf)
+
+
+def non_negative_or_schedule(name: str, value: Any) -> Any:
+    """A finite number >= 0, or a function from the step count to one."""
+    if callable(value):
+        return value
+    try:
+        return non_negative(name, value)
+    except TypeError as error:
+        raise TypeError(f"{error}, or a schedule (a function of the step count)") from None
+
+
+def learning_rate(value: Any) -> Any:
+    """A finite number >= 0 or a schedule; says what to do instead of a negative one."""
+    try:
+        return non_negative_or_schedule("learning_rate", value)
+    except ValueError as error:
+        raise ValueError(f"{error} (to maximize, negate the gradients)") from None
+
+
+def flag(name: str, value: bool) -> bool:
+    """True or False, nothing else."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {_describe(value)}")
+    return bool(value)
+
+
+def floating_dtype(name: str, value: jax.typing.DTypeLike | None) -> jnp.dtype | None:
+    """None, or a real floating dtype of at least 16 bits."""
+    if value is None:
+        return None
+    try:
+        dtype = jnp.dtype(value)
+    except TypeError:
+        raise TypeError(f"{name} must be None or a floating dtype, got {_describe(value)}") from None
+    if not jnp.issubdtype(dtype, jnp.floating) or dtype.itemsize < 2:
+        raise ValueError(f"{name} must be None or a floating dtype of at least 16 bits, got {dtype.name}")
+    return dtype
+
+
+def mask(value: Any) -> Any:
+    """None, a tree of booleans, or a function from the parameters to one."""
+    if value is None or callable(value):
+        return value
+    for path, leaf in jax.tree_util.tree_leaves_with_path(value):
+        if not (isinstance(leaf, (bool, np.bool_)) or callable(leaf)):
+            where = f"mask{jax.tree_util.keystr(path)}"
+            raise TypeError(f"mask must be None, a tree of booleans or a function; {where} is {_describe(leaf)}")
+    return value
+
+
+def differentiable(tree: Any, name: str) -> None:
+    """Every leaf is a floating or complex array, or a Python number; refuse others with their path."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is None:
+            if isinstance(leaf, (int, float, complex)) and not isinstance(leaf, bool):
+                continue
+            where = f"{name}{jax.tree_util.keystr(path)}"
+            raise TypeError(f"{where} must be a floating or complex array, got {_describe(leaf)}")
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            where = f"{name}{jax.tree_util.keystr(path)}"
+            raise TypeError(
+                f"{where} has dtype {dtype.name}, but only floating and complex arrays can be optimized: "
+                "leave it out with optax.masked, optax.partition or your framework's own filter"
+            )
+
+
+def _number(name: str, value: Any, must: str, allowed: Callable[[float], bool]) -> jax.typing.ArrayLike:
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):  # numpy's scalars, too: their width is no wish
+        value = float(value)
+        if not allowed(value):
+            raise ValueError(f"{name} must {must}, got {value}")
+        return value
+    if not isinstance(value, (jax.Array, np.ndarray)) or not _is_real(value.dtype):
+        raise TypeError(f"{name} must be a number or an array of shape (), got {_describe(value)}")
+    if value.shape != ():
+        raise ValueError(f"{name} must be a number or an array of shape (), got shape {value.shape}")
+    if not isinstance(value, Tracer) and not allowed(float(value)):
+        hint = " (it was rounded to that dtype before it came here)" if value.dtype.itemsize < 4 else ""
+        raise ValueError(f"{name} must {must}, got {float(value)} of dtype {value.dtype.name}{hint}")
+    return jnp.asarray(value, wide_dtype(value.dtype))
+
+
+def _is_real(dtype: jnp.dtype) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+
+
+def _describe(value: Any) -> str:
+    return "None" if value is None else f"{value!r:.80} of type {type(value).__name__}"

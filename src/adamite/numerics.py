@@ -1,0 +1,90 @@
+"""The arithmetic that every algorithm shares: moving averages, bias correction, and the width they are computed in.
+
+    update_moment    m <- (1 - decay) g^order + decay m
+    bias_correction  m / (1 - decay^count)
+
+Kingma & Ba 2015, arXiv:1412.6980, Algorithm 1 and section 3. Operations and their order are optax's, so that float32
+results are optax's to the bit. Both functions take trees; an array is a tree of one leaf.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def is_none(x: Any) -> bool:
+    """True for None; as `is_leaf` it lets an absent gradient keep its place in a tree."""
+    return x is None
+
+
+def wide_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
+    """The dtype in which numbers of `dtype` are computed: at least float32."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def cast(x: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+    """`x` in `dtype`. An array that has it already is returned untouched, its weak type included."""
+    return x if x.dtype == dtype else x.astype(dtype)
+
+
+def as_array(x: jax.typing.ArrayLike) -> jax.Array:
+    """`x` as a JAX array; a Python number becomes a float32 (or complex64) scalar, whatever the default dtype is."""
+    if isinstance(x, (int, float, complex)):
+        return jnp.asarray(x, jnp.complex64 if isinstance(x, complex) else jnp.float32)
+    return jnp.asarray(x)
+
+
+def widen(x: jax.typing.ArrayLike) -> jax.Array:
+    """`x` as an array of at least float32."""
+    x = as_array(x)
+    return cast(x, wide_dtype(x.dtype))
+
+
+def update_moment(updates: Any, moments: Any, decay: jax.typing.ArrayLike, order: int) -> Any:
+    """Exponential moving average of the `order`-th power of the gradients: ``(1 - decay) g^order + decay m``.
+
+    Args:
+        updates: tree of gradients g, any shapes; where a gradient is None, so is the result.
+        moments: tree of the same shapes, the averages so far.
+        decay: in [0, 1): the share of the old average that is kept at each step.
+        order: 1 or 2. For complex g the second power is ``|g|^2``, a real number.
+
+    Returns:
+        Tree of the new averages.
+
+    Example:
+        >>> update_moment(jnp.array([1.0, -2.0]), jnp.zeros(2), decay=0.5, order=2).tolist()
+        [0.5, 2.0]
+    """
+
+    def one(g: Any, m: Any) -> Any:
+        return None if g is None else (1 - decay) * _power(g, order) + decay * m
+
+    return jax.tree.map(one, updates, moments, is_leaf=is_none)
+
+
+def bias_correction(moment: Any, decay: jax.typing.ArrayLike, count: jax.typing.ArrayLike) -> Any:
+    """Undo the pull of the zeros that a moving average started from: ``m / (1 - decay^count)``.
+
+    Args:
+        moment: tree of moving averages, as `update_moment` gives them.
+        decay: in [0, 1): the decay of that average.
+        count: number of gradients averaged so far, an int32 of shape (), at least 1.
+
+    Returns:
+        Tree of the corrected averages, dtypes as in `moment`.
+
+    Example:
+        >>> m = update_moment(jnp.array(3.0), jnp.array(0.0), decay=0.9, order=1)
+        >>> print(f"{m:.1f} {bias_correction(m, decay=0.9, count=1):.1f}")
+        0.3 3.0
+    """
+    correction = 1 - decay**count
+    return jax.tree.map(lambda m: m / cast(jnp.asarray(correction), m.dtype), moment)
+
+
+def _power(g: Any, order: int) -> jax.Array:
+    if order == 2 and jnp.iscomplexobj(g):
+        return (g.conj() * g).real
+    return g**order

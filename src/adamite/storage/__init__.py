@@ -1,0 +1,6 @@
+"""How one moment is kept between steps. A storage knows nothing of algorithms, trees or devices."""
+
+from adamite.storage.base import Storage
+from adamite.storage.dense import Dense
+
+__all__ = ["Dense", "Storage"]

@@ -1,0 +1,28 @@
+"""What the engine asks of a storage."""
+
+from typing import Any, Protocol
+
+import jax
+
+
+class Storage(Protocol):
+    """One moment of one leaf, between steps.
+
+    The following hold for every storage, every finite x it can hold and every stored value s:
+
+    - ``decode(zeros(leaf))`` is exactly 0, and has the leaf's shape;
+    - ``decode`` gives at least float32;
+    - ``encode(x, s)`` has the structure, shapes and dtypes of ``s``, so that a state never changes its type.
+    """
+
+    def zeros(self, leaf: Any) -> Any:
+        """The stored form of a moment that has seen no gradient yet, for a parameter like `leaf`."""
+        ...
+
+    def decode(self, stored: Any) -> jax.Array:
+        """The moment's values, at least float32."""
+        ...
+
+    def encode(self, x: jax.Array, stored: Any) -> Any:
+        """The values `x` in the form of `stored`, which is what they replace."""
+        ...

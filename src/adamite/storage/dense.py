@@ -1,0 +1,52 @@
+"""One number per element, in a floating dtype, rounded to nearest.
+
+Without a dtype it is the parameter's own, but at least float32: a moving average needs the bits. With decay 0.999 an
+update changes a moment by about a thousandth, less than half a unit in the last place of a bfloat16 (1/256), and a
+moment kept in bfloat16 stops moving before it has arrived.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from adamite.numerics import cast, wide_dtype, widen
+
+
+@dataclasses.dataclass(frozen=True)
+class Dense:
+    """An array of the parameter's shape.
+
+    Attributes:
+        dtype: what the values are rounded to, or None for the parameter's dtype and at least float32. A complex
+            parameter's moment is complex: the dtype is that of its parts, and 16 bits are refused.
+        squared: the moment averages ``|g|^2`` and so is real, for a complex parameter too.
+    """
+
+    dtype: jnp.dtype | None = None
+    squared: bool = False
+
+    def zeros(self, leaf: Any) -> jax.Array:
+        """Zeros of the leaf's shape."""
+        dtype = self._dtype_for(leaf.dtype)
+        return jnp.zeros_like(leaf, dtype=None if dtype == leaf.dtype else dtype)  # None keeps a weak type
+
+    def decode(self, stored: jax.Array) -> jax.Array:
+        """The values, at least float32."""
+        return widen(stored.real if self.squared else stored)
+
+    def encode(self, x: jax.Array, stored: jax.Array) -> jax.Array:
+        """`x` rounded to the dtype of `stored`."""
+        return cast(x, stored.dtype)
+
+    def _dtype_for(self, own: jnp.dtype) -> jnp.dtype:
+        if not jnp.issubdtype(own, jnp.complexfloating):
+            return self.dtype or wide_dtype(own)
+        if self.squared:
+            return jnp.finfo(own).dtype
+        if self.dtype is None:
+            return own
+        if self.dtype.itemsize < 4:
+            raise ValueError(f"the moments of a complex parameter cannot be kept in {self.dtype.name}: use float32")
+        return jnp.promote_types(self.dtype, jnp.complex64)
