@@ -7,6 +7,7 @@ Kingma & Ba 2015, arXiv:1412.6980, Algorithm 1 and section 3. Operations and the
 results are optax's to the bit. Both functions take trees; an array is a tree of one leaf.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ def is_none(x: Any) -> bool:
     return x is None
 
 
+@functools.cache
 def wide_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
     """The dtype in which numbers of `dtype` are computed: at least float32."""
     return jnp.promote_types(dtype, jnp.float32)
@@ -28,14 +30,16 @@ def cast(x: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
     return x if x.dtype == dtype else x.astype(dtype)
 
 
-def as_array(x: jax.typing.ArrayLike) -> jax.Array:
+def as_array(x: Any) -> jax.Array:
     """`x` as a JAX array; a Python number becomes a float32 (or complex64) scalar, whatever the default dtype is."""
+    if isinstance(x, jax.Array):
+        return x
     if isinstance(x, (int, float, complex)):
         return jnp.asarray(x, jnp.complex64 if isinstance(x, complex) else jnp.float32)
     return jnp.asarray(x)
 
 
-def widen(x: jax.typing.ArrayLike) -> jax.Array:
+def widen(x: Any) -> jax.Array:
     """`x` as an array of at least float32."""
     x = as_array(x)
     return cast(x, wide_dtype(x.dtype))

@@ -12,7 +12,7 @@ import optax
 
 from adamite import checks
 from adamite.engine import uphold
-from adamite.engine.matching import counterparts, same_shapes
+from adamite.engine.matching import counterparts
 from adamite.numerics import widen
 
 
@@ -49,7 +49,7 @@ def add_decayed_weights(
     ) -> tuple[optax.Updates, optax.OptState]:
         if params is None:
             raise ValueError("weight decay needs the parameters: call update(updates, state, params)")
-        same_shapes(updates, counterparts(updates, params, "params"), "params")
+        counterparts(updates, params, "params")
         return inner.update(updates, state, jax.tree.map(widen, params), **extra_args)
 
     return uphold(optax.GradientTransformationExtraArgs(inner.init, update))

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import optax
 
 from adamite import checks
-from adamite.engine import Step, chain, from_rule
+from adamite.engine import Rule, chain, from_rule
 from adamite.learning_rate import scale_by_learning_rate
 from adamite.numerics import update_moment
 from adamite.regularization import add_decayed_weights
@@ -39,7 +39,6 @@ from adamite.storage import Dense
 
 
 def adam_rule(
-    t: jax.Array,
     *,
     b1: jax.typing.ArrayLike,
     b2: jax.typing.ArrayLike,
@@ -47,20 +46,23 @@ def adam_rule(
     eps_root: jax.typing.ArrayLike,
     nesterov: bool,
     bias_correction: bool,
-) -> Step:
-    """The equations above, for step t."""
-    c1 = c1_next = c2 = 1
-    if bias_correction:
-        c1, c1_next, c2 = 1 - b1**t, 1 - b1 ** optax.safe_increment(t), 1 - b2**t
+) -> Rule:
+    """The equations above."""
 
-    def step(g: Any, m: Any, v: Any) -> tuple[Any, Any, Any]:
+    def scalars(t: jax.Array) -> tuple[Any, Any, Any]:
+        if not bias_correction:
+            return 1, 1, 1
+        return 1 - b1**t, 1 - b2**t, (1 - b1 ** optax.safe_increment(t)) if nesterov else 1
+
+    def step(scalars: tuple[Any, Any, Any], g: Any, m: Any, v: Any) -> tuple[Any, Any, Any]:
+        c1, c2, c1_next = scalars
         m = update_moment(g, m, b1, order=1)
         v = update_moment(g, v, b2, order=2)
         m_hat = b1 * (m / c1_next) + (1 - b1) * (g / c1) if nesterov else m / c1
         u = m_hat / (jnp.sqrt(v / c2 + eps_root) + eps)
         return u, m, v
 
-    return step
+    return Rule(scalars, step)
 
 
 def scale_by_adam(
@@ -107,11 +109,7 @@ def scale_by_adam(
     nesterov, bias_correction = checks.flag("nesterov", nesterov), checks.flag("bias_correction", bias_correction)
     mu_dtype = checks.floating_dtype("mu_dtype", mu_dtype)
 
-    def rule(t: jax.Array) -> Step:
-        return adam_rule(
-            t, b1=b1, b2=b2, eps=eps, eps_root=eps_root, nesterov=nesterov, bias_correction=bias_correction
-        )
-
+    rule = adam_rule(b1=b1, b2=b2, eps=eps, eps_root=eps_root, nesterov=nesterov, bias_correction=bias_correction)
     return from_rule(rule, optax.ScaleByAdamState, {"mu": Dense(mu_dtype), "nu": Dense(squared=True)})
 
 

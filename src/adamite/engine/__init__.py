@@ -1,6 +1,6 @@
 """Running any rule over a tree of arrays. Knows no algorithm."""
 
 from adamite.engine.contract import chain, uphold
-from adamite.engine.per_leaf import Rule, Step, from_rule
+from adamite.engine.per_leaf import Rule, from_rule
 
-__all__ = ["Rule", "Step", "chain", "from_rule", "uphold"]
+__all__ = ["Rule", "chain", "from_rule", "uphold"]

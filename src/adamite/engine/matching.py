@@ -1,6 +1,6 @@
 """Trees that must have the same leaves. What differs is named by its path."""
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,11 +10,17 @@ from jax.tree_util import keystr, tree_leaves_with_path
 from adamite.numerics import is_none
 
 
-def counterparts(updates: Any, tree: Any, name: str) -> list[Any]:
+def counterparts(updates: Any, tree: Any, name: str, shape: Callable[[Any], tuple[int, ...]] = jnp.shape) -> list[Any]:
     """What stands in `tree` where `updates` has its leaves, of which None is one.
 
+    Args:
+        updates: tree of gradients.
+        tree: the tree to match.
+        name: what `tree` is called in an error.
+        shape: gives the shape that a counterpart stands for.
+
     Raises:
-        ValueError: the two have not the same structure; names the first path that only one of them has.
+        ValueError: the two differ in structure or in a shape, which broadcasting would hide; names the first path.
     """
     leaves, structure = jax.tree.flatten(updates, is_leaf=is_none)
     try:
@@ -22,24 +28,11 @@ def counterparts(updates: Any, tree: Any, name: str) -> list[Any]:
     except ValueError:
         raise ValueError(f"updates and {name} differ in structure: {_difference(updates, tree, name)}") from None
     for index, (leaf, other) in enumerate(zip(leaves, found, strict=True)):
-        if other is None and leaf is not None:
-            where = _path(updates, index)
-            raise ValueError(f"updates{where} is an array, but {name}{where} is None")
+        if leaf is not None and (other is None or jnp.shape(leaf) != shape(other)):
+            where = keystr(tree_leaves_with_path(updates, is_leaf=is_none)[index][0])
+            what = "is None" if other is None else f"has shape {shape(other)}"
+            raise ValueError(f"updates{where} has shape {jnp.shape(leaf)}, but {name}{where} {what}")
     return found
-
-
-def same_shapes(updates: Any, others: Iterable[Any], name: str) -> None:
-    """Refuse a gradient whose counterpart has another shape: broadcasting would hide the mistake."""
-    for index, (leaf, other) in enumerate(zip(jax.tree.leaves(updates, is_leaf=is_none), others, strict=True)):
-        if leaf is not None and jnp.shape(leaf) != jnp.shape(other):
-            where = _path(updates, index)
-            raise ValueError(
-                f"updates{where} has shape {jnp.shape(leaf)}, but {name}{where} has shape {jnp.shape(other)}"
-            )
-
-
-def _path(tree: Any, index: int) -> str:
-    return keystr(tree_leaves_with_path(tree, is_leaf=is_none)[index][0])
 
 
 def _difference(updates: Any, tree: Any, name: str) -> str:

@@ -3,25 +3,30 @@
 Under jit XLA fuses what belongs to a leaf and, where the state is donated, writes it in place.
 """
 
+import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from adamite import checks
-from adamite.engine.matching import counterparts, same_shapes
+from adamite.engine.matching import counterparts
 from adamite.engine.placement import beside, settle
 from adamite.numerics import as_array, cast, is_none, widen
 from adamite.storage import Storage
 
-Step = Callable[..., tuple[jax.Array, ...]]
-"""``step(g, *moments) -> (direction, *moments)``: elementwise, on arrays of one shape and of at least float32."""
 
-Rule = Callable[[jax.Array], Step]
-"""``rule(t) -> step``. What depends on the step number t = 1, 2, ... (int32, shape ()) alone is computed in ``rule``,
-once a step; what depends on the gradient in ``step``, once a leaf."""
+class Rule(NamedTuple):
+    """One step of an algorithm, as pure functions that know no storage, tree, device or dtype."""
+
+    scalars: Callable[[jax.Array], tuple[jax.typing.ArrayLike, ...]]
+    """``scalars(t)``: what depends on the step number t = 1, 2, ... (int32, shape ()) alone, computed once a step."""
+
+    step: Callable[..., tuple[jax.Array, ...]]
+    """``step(scalars, g, *moments) -> (direction, *moments)``, elementwise, on arrays of one shape and >= float32."""
 
 
 def from_rule(
@@ -34,6 +39,8 @@ def from_rule(
         state_class: a NamedTuple of ``count`` and one field for each moment.
         storages: how each moment is kept, by its field's name, in the order in which the rule takes them.
     """
+    kept = tuple(storages.values())
+    traced_once = functools.cache(lambda: jax.jit(rule.step))
 
     def init(params: optax.Params) -> Any:
         checks.differentiable(params, "params")
@@ -48,27 +55,24 @@ def from_rule(
             raise TypeError(f"state must be a {state_class.__name__}, got {type(state).__name__}")
         checks.differentiable(updates, "updates")
         if params is not None:
-            same_shapes(updates, counterparts(updates, params, "params"), "params")
+            counterparts(updates, params, "params")
         leaves, structure = jax.tree.flatten(updates, is_leaf=is_none)
-        stored = [counterparts(updates, getattr(state, name), name) for name in storages]
-        moments = [
-            [None if x is None else storage.decode(x) for x in column]
-            for storage, column in zip(storages.values(), stored, strict=True)
-        ]
-        for name, column in zip(storages, moments, strict=True):
-            same_shapes(updates, column, name)
+        columns = [counterparts(updates, getattr(state, name), name, s.shape) for name, s in storages.items()]
 
-        count = optax.safe_increment(state.count)
-        step = rule(count)
-        directions = list[Any](leaves)
-        for index, leaf in enumerate(leaves):
-            if leaf is not None:
-                g = as_array(leaf)
-                u, *new = step(widen(g), *(column[index] for column in moments))
-                directions[index] = cast(u, g.dtype)
-                for storage, column, x in zip(storages.values(), stored, new, strict=True):
-                    column[index] = storage.encode(x, column[index])
-        fields = {name: structure.unflatten(column) for name, column in zip(storages, stored, strict=True)}
+        count: Any = optax.safe_increment(state.count)
+        scalars = rule.scalars(count)
+        step = traced_once() if isinstance(count, Tracer) and _shapes_recur(leaves) else rule.step
+
+        def one(g: Any, *stored: Any) -> tuple[Any, ...]:
+            if g is None:
+                return None, *stored
+            g = as_array(g)
+            u, *moments = step(scalars, widen(g), *(s.decode(x) for s, x in zip(kept, stored, strict=True)))
+            return cast(u, g.dtype), *(s.encode(m, x) for s, m, x in zip(kept, moments, stored, strict=True))
+
+        rows = [one(g, *stored) for g, *stored in zip(leaves, *columns, strict=True)]
+        directions, *moments = ([row[i] for row in rows] for i in range(1 + len(kept)))
+        fields = {name: structure.unflatten(column) for name, column in zip(storages, moments, strict=True)}
         return structure.unflatten(directions), state_class(count=count, **fields)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -77,3 +81,8 @@ def from_rule(
 def _fresh(storage: Storage, param: Any) -> Any:
     leaf = param if isinstance(param, jax.ShapeDtypeStruct) else as_array(param)
     return beside(leaf, storage.zeros(leaf))
+
+
+def _shapes_recur(leaves: list[Any]) -> bool:
+    """Whether a jitted step, which is traced once a shape, spares more tracing than it costs."""
+    return len({jnp.shape(g) for g in leaves}) < len(leaves)

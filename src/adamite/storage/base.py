@@ -19,6 +19,10 @@ class Storage(Protocol):
         """The stored form of a moment that has seen no gradient yet, for a parameter like `leaf`."""
         ...
 
+    def shape(self, stored: Any) -> tuple[int, ...]:
+        """The shape of the moment, which is the parameter's."""
+        ...
+
     def decode(self, stored: Any) -> jax.Array:
         """The moment's values, at least float32."""
         ...

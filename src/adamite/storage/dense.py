@@ -32,9 +32,14 @@ class Dense:
         dtype = self._dtype_for(leaf.dtype)
         return jnp.zeros_like(leaf, dtype=None if dtype == leaf.dtype else dtype)  # None keeps a weak type
 
+    def shape(self, stored: jax.Array) -> tuple[int, ...]:
+        """The array's own."""
+        return stored.shape
+
     def decode(self, stored: jax.Array) -> jax.Array:
         """The values, at least float32."""
-        return widen(stored.real if self.squared else stored)
+        complex_square = self.squared and jnp.iscomplexobj(stored)  # as optax keeps it, the imaginary part 0
+        return widen(stored.real if complex_square else stored)
 
     def encode(self, x: jax.Array, stored: jax.Array) -> jax.Array:
         """`x` rounded to the dtype of `stored`."""

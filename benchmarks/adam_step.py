@@ -1,0 +1,173 @@
+"""What a step of Adam costs beside optax's: `make bench`.
+
+One step is ``update`` and ``apply_updates`` under one jit, parameters and state donated. Two optimizers take turns, and
+the ratio is the median over pairs of neighbouring runs, so that a change of the machine's speed cancels. Tracing
+(Python) and compiling (XLA) are timed on fresh functions in the same way. torch's fused Adam runs beside for reference,
+if torch is there (`make parity`).
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import adamite
+
+LEARNING_RATE = 1e-3
+
+
+def one_leaf() -> list[tuple[int, ...]]:
+    return [(8192, 8192)]
+
+
+def gpt2_small() -> list[tuple[int, ...]]:
+    """The 148 arrays of GPT-2 small: 124,439,808 parameters."""
+    d, layers = 768, 12
+    norm = [(d,), (d,)]
+    block = [*norm, (d, 3 * d), (3 * d,), (d, d), (d,), *norm, (d, 4 * d), (4 * d,), (4 * d, d), (d,)]
+    return [(50257, d), (1024, d), *block * layers, *norm]
+
+
+def many_leaves() -> list[tuple[int, ...]]:
+    return [(4096,)] * 1000
+
+
+TREES = {"one leaf of 64M": one_leaf, "GPT-2 small, 148 leaves": gpt2_small, "1,000 leaves of 4,096": many_leaves}
+
+
+def step_of(tx: optax.GradientTransformation) -> Callable[..., Any]:
+    """A fresh, jitted training step without the model."""
+
+    def step(params: Any, state: Any, grads: Any) -> Any:
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return jax.jit(step, donate_argnums=(0, 1))
+
+
+class Contender:
+    """One optimizer with its own parameters and state, ready to step."""
+
+    def __init__(self, tx: optax.GradientTransformation, grads: list[jax.Array]) -> None:
+        self.grads, self.step = grads, step_of(tx)
+        self.params = [jnp.zeros_like(g) for g in grads]
+        self.state = jax.jit(tx.init)(self.params)
+
+    def __call__(self) -> None:
+        self.params, self.state = jax.block_until_ready(self.step(self.params, self.state, self.grads))
+
+
+def torch_contender(shapes: list[tuple[int, ...]]) -> Callable[[], None] | None:
+    try:
+        import torch  # pyright: ignore[reportMissingImports]  # not a requirement: `make parity` installs it
+    except ImportError:
+        return None
+    params = [torch.zeros(shape, requires_grad=True) for shape in shapes]
+    for p in params:
+        p.grad = torch.full(p.shape, 0.01)
+    return torch.optim.Adam(params, LEARNING_RATE, fused=True).step
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def in_turns(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each run, one after the other, `rounds` times; every second round in reverse order."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for r in range(rounds):
+        for name in list(runs) if r % 2 == 0 else list(reversed(runs)):
+            times[name].append(seconds(runs[name]))
+    return times
+
+
+def ratio(ours: list[float], theirs: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+def measure(shapes: list[tuple[int, ...]], step_rounds: int, compile_rounds: int) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    grads = [jnp.asarray(rng.standard_normal(shape, np.float32)) for shape in shapes]
+    makers = {"adamite": lambda: adamite.adam(LEARNING_RATE), "optax": lambda: optax.adam(LEARNING_RATE)}
+    abstract = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    states = {name: jax.eval_shape(make().init, abstract) for name, make in makers.items()}
+
+    def trace(name: str) -> Any:
+        return step_of(makers[name]()).trace(abstract, states[name], abstract)
+
+    def fresh_compile(name: str) -> Callable[[], Any]:
+        lowered = trace(name).lower()
+        return lambda: lowered.compile()
+
+    runs: dict[str, Callable[[], Any]] = {name: Contender(make(), grads) for name, make in makers.items()}
+    torch_step = torch_contender(shapes)
+    if torch_step:
+        runs["torch fused"] = torch_step
+    for run in [run for run in runs.values() for _ in range(2)]:
+        run()
+    steps = in_turns(runs, step_rounds)
+    jax.clear_caches()
+    traces = in_turns({name: lambda name=name: trace(name) for name in makers}, compile_rounds)
+    compiles: dict[str, list[float]] = {name: [] for name in makers}
+    for _ in range(compile_rounds):
+        jax.clear_caches()
+        for name, times in in_turns({name: fresh_compile(name) for name in makers}, 1).items():
+            compiles[name] += times
+    result: dict[str, Any] = {"parameters": sum(map(np.prod, shapes)).item(), "leaves": len(shapes)}
+    for kind, times in (("step", steps), ("trace", traces), ("compile", compiles)):
+        result[kind] = {f"{name} ms": 1e3 * statistics.median(t) for name, t in times.items()}
+        result[kind]["ratio"] = ratio(times["adamite"], times["optax"])
+    if torch_step:
+        result["step"]["ratio to torch fused"] = ratio(steps["adamite"], steps["torch fused"])
+    return result
+
+
+def machine() -> dict[str, Any]:
+    versions = {name: importlib.metadata.version(name) for name in ("adamite", "jax", "jaxlib", "optax", "numpy")}
+    device = jax.devices()[0]
+    return {
+        "device": device.device_kind,
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Step, trace and compile time of adamite.adam beside optax.adam.")
+    parser.add_argument("--steps", type=int, default=41, help="timed steps of each (default 41)")
+    parser.add_argument("--compiles", type=int, default=9, help="timed traces and compilations of each (default 9)")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/bench.json"))
+    options = parser.parse_args()
+    result = {"machine": machine(), "trees": {}}
+    print(json.dumps(result["machine"]))
+    print(f"{'':26}{'':9}{'adamite':>10}{'optax':>10}{'ratio':>8}{'torch fused':>14}   (medians, ms)")
+    for name, shapes in TREES.items():
+        figures = measure(shapes(), options.steps, options.compiles)
+        result["trees"][name] = figures
+        for kind in ("step", "trace", "compile"):
+            row = figures[kind]
+            torch = f"{row['torch fused ms']:14.2f}" if "torch fused ms" in row else ""
+            numbers = f"{row['adamite ms']:10.2f}{row['optax ms']:10.2f}{row['ratio']:8.3f}"
+            print(f"{name if kind == 'step' else '':26}{kind:9}{numbers}{torch}", flush=True)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"wrote {options.out}")
+
+
+if __name__ == "__main__":
+    main()
