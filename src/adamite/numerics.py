@@ -26,7 +26,7 @@ def wide_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
 
 
 def cast(x: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
-    """`x` in `dtype`. An array that has it already is returned untouched, its weak type included."""
+    """`x` in `dtype`; itself if it has that dtype already."""
     return x if x.dtype == dtype else x.astype(dtype)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import optax
 
+from adamite import checks
 from adamite.engine.placement import settle
 from adamite.numerics import as_array, cast, widen
 
@@ -25,6 +26,7 @@ def uphold(tx: optax.GradientTransformation) -> optax.GradientTransformationExtr
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, optax.OptState]:
+        checks.differentiable(updates, "updates")
         gradients = jax.tree.map(as_array, updates)
         new, state = inner.update(jax.tree.map(widen, gradients), state, params, **extra_args)
         return jax.tree.map(lambda u, g: cast(u, g.dtype), new, gradients), state

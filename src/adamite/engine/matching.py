@@ -4,13 +4,17 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from adamite.numerics import is_none
 
 
-def counterparts(updates: Any, tree: Any, name: str, shape: Callable[[Any], tuple[int, ...]] = jnp.shape) -> list[Any]:
+def shape_of(leaf: Any) -> tuple[int, ...]:
+    """The shape of an array or a number; AttributeError for anything else."""
+    return () if isinstance(leaf, (int, float, complex)) else leaf.shape
+
+
+def counterparts(updates: Any, tree: Any, name: str, shape: Callable[[Any], tuple[int, ...]] = shape_of) -> list[Any]:
     """What stands in `tree` where `updates` has its leaves, of which None is one.
 
     Args:
@@ -25,13 +29,14 @@ def counterparts(updates: Any, tree: Any, name: str, shape: Callable[[Any], tupl
     leaves, structure = jax.tree.flatten(updates, is_leaf=is_none)
     try:
         found = structure.flatten_up_to(tree)
-    except ValueError:
+        shapes = [None if x is None else shape(x) for x in found]
+    except (ValueError, AttributeError):
         raise ValueError(f"updates and {name} differ in structure: {_difference(updates, tree, name)}") from None
-    for index, (leaf, other) in enumerate(zip(leaves, found, strict=True)):
-        if leaf is not None and (other is None or jnp.shape(leaf) != shape(other)):
+    for index, (leaf, theirs) in enumerate(zip(leaves, shapes, strict=True)):
+        if leaf is not None and shape_of(leaf) != theirs:
             where = keystr(tree_leaves_with_path(updates, is_leaf=is_none)[index][0])
-            what = "is None" if other is None else f"has shape {shape(other)}"
-            raise ValueError(f"updates{where} has shape {jnp.shape(leaf)}, but {name}{where} {what}")
+            what = "is None" if theirs is None else f"has shape {theirs}"
+            raise ValueError(f"updates{where} has shape {shape_of(leaf)}, but {name}{where} {what}")
     return found
 
 

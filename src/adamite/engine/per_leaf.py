@@ -61,7 +61,7 @@ def from_rule(
 
         count: Any = optax.safe_increment(state.count)
         scalars = rule.scalars(count)
-        step = traced_once() if isinstance(count, Tracer) and _shapes_recur(leaves) else rule.step
+        step = traced_once() if isinstance(count, Tracer) and _shapes_recur(updates) else rule.step
 
         def one(g: Any, *stored: Any) -> tuple[Any, ...]:
             if g is None:
@@ -83,6 +83,7 @@ def _fresh(storage: Storage, param: Any) -> Any:
     return beside(leaf, storage.zeros(leaf))
 
 
-def _shapes_recur(leaves: list[Any]) -> bool:
+def _shapes_recur(updates: Any) -> bool:
     """Whether a jitted step, which is traced once a shape, spares more tracing than it costs."""
-    return len({jnp.shape(g) for g in leaves}) < len(leaves)
+    shapes = [jnp.shape(g) for g in jax.tree.leaves(updates)]
+    return len(set(shapes)) < len(shapes)

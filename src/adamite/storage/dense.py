@@ -29,8 +29,7 @@ class Dense:
 
     def zeros(self, leaf: Any) -> jax.Array:
         """Zeros of the leaf's shape."""
-        dtype = self._dtype_for(leaf.dtype)
-        return jnp.zeros_like(leaf, dtype=None if dtype == leaf.dtype else dtype)  # None keeps a weak type
+        return jnp.zeros_like(leaf, dtype=self._dtype_for(leaf.dtype))
 
     def shape(self, stored: jax.Array) -> tuple[int, ...]:
         """The array's own."""

@@ -1,0 +1,20 @@
+"""Equality to the last bit."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def bits(x: Any) -> np.ndarray:
+    return np.atleast_1d(np.asarray(x)).view(np.uint8)
+
+
+def assert_same_bits(ours: Any, theirs: Any) -> None:
+    """Same structure, dtypes, shapes and bits, leaf by leaf."""
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
+        where = jax.tree_util.keystr(path)
+        assert np.asarray(a).dtype == np.asarray(b).dtype, where
+        assert np.shape(a) == np.shape(b), where
+        np.testing.assert_array_equal(bits(a), bits(b), err_msg=where)
