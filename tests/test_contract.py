@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+
 from bits import assert_same_bits
 from specs import SPECS
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from bits import assert_same_bits
 
 import adamite
+from bits import assert_same_bits
 
 STEPS = 200
 SHAPES = {"kernel": (17, 5), "bias": (5,), "scale": ()}

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from reference.adam import adam as paper
 
 import adamite
+from reference.adam import adam as paper
 
 STEPS, SIZE = 1000, 64
 RNG = np.random.default_rng(0)
