@@ -2,13 +2,11 @@
 
 At step t = 1, 2, ... with gradient g:
 
-    m <- (1 - b1) g + b1 m
-    v <- (1 - b2) g^2 + b2 v                        for complex g: |g|^2
-    u  = [m / (1 - b1^t)] / (sqrt(v / (1 - b2^t) + eps_root) + eps)
-
-and, with Nesterov's momentum, in place of m / (1 - b1^t):
-
-    b1 m / (1 - b1^(t+1)) + (1 - b1) g / (1 - b1^t)
+    c1, c2 = 1 - b1^t, 1 - b2^t
+    m      <- (1 - b1) g + b1 m
+    v      <- (1 - b2) g^2 + b2 v                   for complex g: |g|^2
+    m_hat  = m / c1                                 with Nesterov: b1 (m / (1 - b1^(t+1))) + (1 - b1) (g / c1)
+    u      = m_hat / (sqrt(v / c2 + eps_root) + eps)
 
 The parameters then move by -learning_rate u. m and v are the state's ``mu`` and ``nu``, t is its ``count`` after the
 step.
