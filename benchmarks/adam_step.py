@@ -2,13 +2,14 @@
 
 One step is ``update`` and ``apply_updates`` under one jit, parameters and state donated. Two optimizers take turns, and
 the ratio is the median over pairs of neighbouring runs, so that a change of the machine's speed cancels. Tracing
-(Python) and compiling (XLA) are timed on fresh functions in the same way. torch's fused Adam runs beside for reference,
-if torch is there (`make parity`).
+(Python) and compiling (XLA) are timed in the same way, with JAX's caches empty. torch's fused Adam runs beside for
+reference, if torch is there (`make parity`).
 """
 
 import argparse
 import importlib.metadata
 import json
+import math
 import os
 import pathlib
 import platform
@@ -25,6 +26,7 @@ import optax
 import adamite
 
 LEARNING_RATE = 1e-3
+Run = Callable[[], Any]
 
 
 def one_leaf() -> list[tuple[int, ...]]:
@@ -46,7 +48,7 @@ def many_leaves() -> list[tuple[int, ...]]:
 TREES = {"one leaf of 64M": one_leaf, "GPT-2 small, 148 leaves": gpt2_small, "1,000 leaves of 4,096": many_leaves}
 
 
-def step_of(tx: optax.GradientTransformation) -> Callable[..., Any]:
+def step_of(tx: optax.GradientTransformation) -> Any:
     """A fresh, jitted training step without the model."""
 
     def step(params: Any, state: Any, grads: Any) -> Any:
@@ -65,10 +67,11 @@ class Contender:
         self.state = jax.jit(tx.init)(self.params)
 
     def __call__(self) -> None:
+        """Take one step and wait for it."""
         self.params, self.state = jax.block_until_ready(self.step(self.params, self.state, self.grads))
 
 
-def torch_contender(shapes: list[tuple[int, ...]]) -> Callable[[], None] | None:
+def torch_contender(shapes: list[tuple[int, ...]]) -> Run | None:
     try:
         import torch  # pyright: ignore[reportMissingImports]  # not a requirement: `make parity` installs it
     except ImportError:
@@ -79,18 +82,18 @@ def torch_contender(shapes: list[tuple[int, ...]]) -> Callable[[], None] | None:
     return torch.optim.Adam(params, LEARNING_RATE, fused=True).step
 
 
-def seconds(run: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+def in_turns(prepare: dict[str, Callable[[], Run]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each run, one after the other, `rounds` times, every second round in reverse order.
 
-
-def in_turns(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each run, one after the other, `rounds` times; every second round in reverse order."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
+    What comes before a run, its `prepare`, is not timed.
+    """
+    times: dict[str, list[float]] = {name: [] for name in prepare}
     for r in range(rounds):
-        for name in list(runs) if r % 2 == 0 else list(reversed(runs)):
-            times[name].append(seconds(runs[name]))
+        for name in list(prepare) if r % 2 == 0 else list(reversed(prepare)):
+            run = prepare[name]()
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
     return times
 
 
@@ -108,25 +111,24 @@ def measure(shapes: list[tuple[int, ...]], step_rounds: int, compile_rounds: int
     def trace(name: str) -> Any:
         return step_of(makers[name]()).trace(abstract, states[name], abstract)
 
-    def fresh_compile(name: str) -> Callable[[], Any]:
-        lowered = trace(name).lower()
-        return lambda: lowered.compile()
+    def to_trace(name: str) -> Run:
+        jax.clear_caches()
+        return lambda: trace(name)
 
-    runs: dict[str, Callable[[], Any]] = {name: Contender(make(), grads) for name, make in makers.items()}
+    def to_compile(name: str) -> Run:
+        jax.clear_caches()
+        return trace(name).lower().compile
+
+    runs: dict[str, Run] = {name: Contender(make(), grads) for name, make in makers.items()}
     torch_step = torch_contender(shapes)
     if torch_step:
         runs["torch fused"] = torch_step
     for run in [run for run in runs.values() for _ in range(2)]:
         run()
-    steps = in_turns(runs, step_rounds)
-    jax.clear_caches()
-    traces = in_turns({name: lambda name=name: trace(name) for name in makers}, compile_rounds)
-    compiles: dict[str, list[float]] = {name: [] for name in makers}
-    for _ in range(compile_rounds):
-        jax.clear_caches()
-        for name, times in in_turns({name: fresh_compile(name) for name in makers}, 1).items():
-            compiles[name] += times
-    result: dict[str, Any] = {"parameters": sum(map(np.prod, shapes)).item(), "leaves": len(shapes)}
+    steps = in_turns({name: lambda run=run: run for name, run in runs.items()}, step_rounds)
+    traces = in_turns({name: lambda name=name: to_trace(name) for name in makers}, compile_rounds)
+    compiles = in_turns({name: lambda name=name: to_compile(name) for name in makers}, compile_rounds)
+    result: dict[str, Any] = {"parameters": sum(math.prod(shape) for shape in shapes), "leaves": len(shapes)}
     for kind, times in (("step", steps), ("trace", traces), ("compile", compiles)):
         result[kind] = {f"{name} ms": 1e3 * statistics.median(t) for name, t in times.items()}
         result[kind]["ratio"] = ratio(times["adamite"], times["optax"])
