@@ -20,10 +20,10 @@ train: .venv/ready  ## train a classifier and a language model with adamite, wri
 	$(BIN)/python examples/train $(ARGS)
 
 test: .venv/ready  ## all tests but the slow ones, and the doctests
-	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 test-all: .venv/ready  ## every test that this machine can run
-	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+	$(BIN)/python -m pytest $(ARGS)
 
 lint: .venv/ready  ## style and formatting
 	$(BIN)/ruff check .

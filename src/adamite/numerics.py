@@ -22,7 +22,9 @@ def is_none(x: Any) -> bool:
 @functools.cache
 def wide_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
     """The dtype in which numbers of `dtype` are computed: at least float32."""
-    return jnp.promote_types(dtype, jnp.float32)
+    dtype = jnp.dtype(dtype)
+    wide = jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 32
+    return dtype if wide else jnp.dtype(jnp.float32)
 
 
 def cast(x: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:

@@ -53,4 +53,4 @@ class Dense:
             return own
         if self.dtype.itemsize < 4:
             raise ValueError(f"the moments of a complex parameter cannot be kept in {self.dtype.name}: use float32")
-        return jnp.promote_types(self.dtype, jnp.complex64)
+        return jnp.dtype(f"complex{2 * jnp.finfo(self.dtype).bits}")
