@@ -65,16 +65,18 @@ def test_the_state_keeps_its_dtypes():
 
 
 def test_updates_are_rounded_once():
-    """A decay of 1e-3 added to a direction near 1 is lost in bfloat16, between the parts of optax.adamw."""
-    params, g = {"w": jnp.full(3, 1.0, BF16)}, {"w": jnp.full(3, 1.0, BF16)}
-    wide = jax.tree.map(lambda x: x.astype(jnp.float32), params)
-    exact, _ = one_step(optax, wide, wide, "adamw", weight_decay=3e-3)
-    ours, _ = one_step(adamite, params, g, "adamw", weight_decay=3e-3)
-    theirs, _ = one_step(optax, params, g, "adamw", weight_decay=3e-3)
-    none, _ = one_step(optax, params, g, "adamw", weight_decay=0.0)
-    assert ours["w"].dtype == BF16
-    chex.assert_trees_all_equal(ours, jax.tree.map(lambda u: u.astype(BF16), exact))
-    chex.assert_trees_all_equal(theirs, none)
+    """Ours is the float32 result, rounded. optax rounds every part: a decay of 0.003 beside 1 is lost."""
+    rng = np.random.default_rng(0)
+    params, g = ({"w": jnp.asarray(rng.standard_normal(1000), BF16)} for _ in range(2))
+    wide_params, wide_g = (jax.tree.map(lambda x: x.astype(jnp.float32), tree) for tree in (params, g))
+    for decay in (3e-3, 0.5):
+        kwargs = dict(name="adamw", eps=0.5, weight_decay=decay)
+        exact, _ = one_step(optax, wide_params, wide_g, **kwargs)
+        ours, _ = one_step(adamite, params, g, **kwargs)
+        chex.assert_trees_all_equal(ours, jax.tree.map(lambda u: u.astype(BF16), exact))
+    ones = {"w": jnp.ones(3, BF16)}
+    decayed, plain = (one_step(optax, ones, ones, "adamw", weight_decay=decay)[0] for decay in (3e-3, 0.0))
+    chex.assert_trees_all_equal(decayed, plain)
 
 
 def test_none_gradients():
