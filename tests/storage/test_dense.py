@@ -11,11 +11,11 @@ LEAF = jax.ShapeDtypeStruct((3, 2), jnp.float32)
 
 
 @pytest.mark.parametrize("dtype", [None, "float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("squared", [False, True])
+@pytest.mark.parametrize("unsigned", [False, True])
 @pytest.mark.parametrize("param", ["float32", "bfloat16", "float16"])
-def test_invariants(dtype, squared, param):
-    storage = Dense(dtype and jnp.dtype(dtype), squared)
-    stored = storage.zeros(jnp.ones((3, 2), param))
+def test_invariants(dtype, unsigned, param):
+    storage = Dense(dtype and jnp.dtype(dtype), unsigned)
+    stored = storage.fresh(jnp.ones((3, 2), param))
     assert storage.shape(stored) == (3, 2)
     assert (storage.decode(stored) == 0).all()
     assert storage.decode(stored).dtype == jnp.float32
@@ -28,19 +28,19 @@ def test_invariants(dtype, squared, param):
 
 def test_rounds_to_nearest_even():
     storage = Dense(jnp.dtype(jnp.bfloat16))
-    stored = storage.zeros(LEAF)
+    stored = storage.fresh(LEAF)
     x = jnp.array([1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20])
     np.testing.assert_array_equal(storage.encode(x, stored).astype(jnp.float32), [1.0, 1 + 2**-6, 1 + 2**-7])
 
 
 @pytest.mark.parametrize(("param", "real"), [("complex64", "float32"), ("float32", "float32")])
 def test_squares_are_real(param, real):
-    assert Dense(squared=True).zeros(jnp.ones(2, param)).dtype == real
+    assert Dense(unsigned=True).fresh(jnp.ones(2, param)).dtype == real
 
 
 def test_complex_dtypes_have_the_asked_parts():
     leaf = jnp.ones(2, jnp.complex64)
-    assert Dense().zeros(leaf).dtype == jnp.complex64
-    assert Dense(jnp.dtype("float32")).zeros(leaf).dtype == jnp.complex64
+    assert Dense().fresh(leaf).dtype == jnp.complex64
+    assert Dense(jnp.dtype("float32")).fresh(leaf).dtype == jnp.complex64
     with jax.enable_x64(True):
-        assert Dense(jnp.dtype("float64")).zeros(leaf).dtype == jnp.complex128
+        assert Dense(jnp.dtype("float64")).fresh(leaf).dtype == jnp.complex128

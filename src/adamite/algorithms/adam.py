@@ -108,7 +108,7 @@ def scale_by_adam(
     mu_dtype = checks.floating_dtype("mu_dtype", mu_dtype)
 
     rule = adam_rule(b1=b1, b2=b2, eps=eps, eps_root=eps_root, nesterov=nesterov, bias_correction=bias_correction)
-    return from_rule(rule, optax.ScaleByAdamState, {"mu": Dense(mu_dtype), "nu": Dense(squared=True)})
+    return from_rule(rule, optax.ScaleByAdamState, {"mu": Dense(mu_dtype), "nu": Dense(unsigned=True)})
 
 
 def adam(

@@ -22,11 +22,15 @@ from adamite.storage import Storage
 class Rule(NamedTuple):
     """One step of an algorithm, as pure functions that know no storage, tree, device or dtype."""
 
-    scalars: Callable[[jax.Array], tuple[jax.typing.ArrayLike, ...]]
-    """``scalars(t)``: what depends on the step number t = 1, 2, ... (int32, shape ()) alone, computed once a step."""
+    scalars: Callable[..., tuple[jax.typing.ArrayLike, ...]]
+    """``scalars(t)``: what depends on the step number t = 1, 2, ... (int32, shape ()) alone, computed once a step. It
+    takes as many numbers as the state has counts: mostly one."""
 
     step: Callable[..., tuple[jax.Array, ...]]
-    """``step(scalars, g, *moments) -> (direction, *moments)``, elementwise, on arrays of one shape and >= float32."""
+    """``step(scalars, g, *moments) -> (direction, *moments)``, on arrays of one shape and of at least float32."""
+
+    elementwise: bool = True
+    """Whether an element of the results depends on the same element of the arguments alone."""
 
 
 def from_rule(
@@ -36,16 +40,18 @@ def from_rule(
 
     Args:
         rule: the algorithm.
-        state_class: a NamedTuple of ``count`` and one field for each moment.
+        state_class: a NamedTuple with one field for each moment; all other fields are counts of steps.
         storages: how each moment is kept, by its field's name, in the order in which the rule takes them.
     """
     kept = tuple(storages.values())
+    count_names = [name for name in state_class._fields if name not in storages]
     traced_once = functools.cache(lambda: jax.jit(rule.step))
 
     def init(params: optax.Params) -> Any:
         checks.differentiable(params, "params")
         moments = {name: jax.tree.map(lambda p, s=s: _fresh(s, p), params) for name, s in storages.items()}
-        return settle(state_class(count=jnp.zeros((), jnp.int32), **moments), params)
+        counts = {name: jnp.zeros((), jnp.int32) for name in count_names}
+        return settle(state_class(**counts, **moments), params)
 
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
@@ -59,9 +65,9 @@ def from_rule(
         leaves, structure = jax.tree.flatten(updates, is_leaf=is_none)
         columns = [counterparts(updates, getattr(state, name), name, s.shape) for name, s in storages.items()]
 
-        count: Any = optax.safe_increment(state.count)
-        scalars = rule.scalars(count)
-        step = traced_once() if isinstance(count, Tracer) and _shapes_recur(updates) else rule.step
+        counts = {name: optax.safe_increment(getattr(state, name)) for name in count_names}
+        scalars = rule.scalars(*counts.values())
+        step = traced_once() if _worth_tracing_once(updates) else rule.step
 
         def one(g: Any, *stored: Any) -> tuple[Any, ...]:
             if g is None:
@@ -73,17 +79,17 @@ def from_rule(
         rows = [one(g, *stored) for g, *stored in zip(leaves, *columns, strict=True)]
         directions, *moments = ([row[i] for row in rows] for i in range(1 + len(kept)))
         fields = {name: structure.unflatten(column) for name, column in zip(storages, moments, strict=True)}
-        return structure.unflatten(directions), state_class(count=count, **fields)
+        return structure.unflatten(directions), state_class(**counts, **fields)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _fresh(storage: Storage, param: Any) -> Any:
     leaf = param if isinstance(param, jax.ShapeDtypeStruct) else as_array(param)
-    return beside(leaf, storage.zeros(leaf))
+    return beside(leaf, storage.fresh(leaf))
 
 
-def _shapes_recur(updates: Any) -> bool:
-    """Whether a jitted step, which is traced once a shape, spares more tracing than it costs."""
-    shapes = [jnp.shape(g) for g in jax.tree.leaves(updates)]
-    return len(set(shapes)) < len(shapes)
+def _worth_tracing_once(updates: Any) -> bool:
+    """Whether a jitted step, which is traced once a shape, spares tracing: where a shape recurs under jit."""
+    leaves = jax.tree.leaves(updates)
+    return any(isinstance(g, Tracer) for g in leaves) and len({jnp.shape(g) for g in leaves}) < len(leaves)

@@ -10,12 +10,12 @@ class Storage(Protocol):
 
     The following hold for every storage, every finite x it can hold and every stored value s:
 
-    - ``decode(zeros(leaf))`` is exactly 0, and has the leaf's shape;
+    - ``decode(fresh(leaf))`` is exactly the initial value, 0 unless said otherwise, in the leaf's shape;
     - ``decode`` gives at least float32;
     - ``encode(x, s)`` has the structure, shapes and dtypes of ``s``, so that a state never changes its type.
     """
 
-    def zeros(self, leaf: Any) -> Any:
+    def fresh(self, leaf: Any) -> Any:
         """The stored form of a moment that has seen no gradient yet, for a parameter like `leaf`."""
         ...
 

@@ -21,15 +21,17 @@ class Dense:
     Attributes:
         dtype: what the values are rounded to, or None for the parameter's dtype and at least float32. A complex
             parameter's moment is complex: the dtype is that of its parts, and 16 bits are refused.
-        squared: the moment averages ``|g|^2`` and so is real, for a complex parameter too.
+        unsigned: the moment is real and >= 0, for a complex parameter too: an average of ``|g|^2``, a largest ``|g|``.
+        initial: what it is before the first gradient.
     """
 
     dtype: jnp.dtype | None = None
-    squared: bool = False
+    unsigned: bool = False
+    initial: jax.typing.ArrayLike = 0.0
 
-    def zeros(self, leaf: Any) -> jax.Array:
-        """Zeros of the leaf's shape."""
-        return jnp.zeros_like(leaf, dtype=self._dtype_for(leaf.dtype))
+    def fresh(self, leaf: Any) -> jax.Array:
+        """An array of the leaf's shape, full of the initial value."""
+        return jnp.full_like(leaf, self.initial, dtype=self._dtype_for(leaf.dtype))
 
     def shape(self, stored: jax.Array) -> tuple[int, ...]:
         """The array's own."""
@@ -37,8 +39,8 @@ class Dense:
 
     def decode(self, stored: jax.Array) -> jax.Array:
         """The values, at least float32."""
-        complex_square = self.squared and jnp.iscomplexobj(stored)  # as optax keeps it, the imaginary part 0
-        return widen(stored.real if complex_square else stored)
+        both_parts = self.unsigned and jnp.iscomplexobj(stored)  # as optax keeps it, the imaginary part 0
+        return widen(stored.real if both_parts else stored)
 
     def encode(self, x: jax.Array, stored: jax.Array) -> jax.Array:
         """`x` rounded to the dtype of `stored`."""
@@ -47,7 +49,7 @@ class Dense:
     def _dtype_for(self, own: jnp.dtype) -> jnp.dtype:
         if not jnp.issubdtype(own, jnp.complexfloating):
             return self.dtype or wide_dtype(own)
-        if self.squared:
+        if self.unsigned:
             return jnp.finfo(own).dtype
         if self.dtype is None:
             return own
