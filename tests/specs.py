@@ -1,19 +1,29 @@
-"""Every optimizer and every part of one, a line each: what the contract's tests run over."""
+"""Every optimizer and every part of one: what the tests that run over all of them need to know. One entry each."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import optax
 
 import adamite
+import reference.adam
 
 
 class Spec(NamedTuple):
+    """One transformation."""
+
     name: str
     make: Callable[..., optax.GradientTransformationExtraArgs]
-    """Builds ours with the arguments of the test."""
-    twin: Callable[..., optax.GradientTransformation]
-    """Builds optax's, the same arguments."""
+    """Builds ours."""
+    twin: Callable[..., optax.GradientTransformation] | None = None
+    """Builds optax's, if it has one, from the same arguments."""
+    paper: Callable[..., Any] | None = None
+    """The path of the parameters by the paper, in float64 NumPy: of a whole optimizer."""
+    grid: dict[str, tuple[float, ...]] = {}  # noqa: RUF012 (a NamedTuple's default is never written to)
+    """Numeric hyperparameters and their values, the default first; every combination is tested."""
+    flags: tuple[dict[str, Any], ...] = ({},)
+    """Static arguments; each set is tested with the whole grid."""
     needs_params: bool = False
     full: bool = True
     """Takes a learning rate first."""
@@ -21,21 +31,30 @@ class Spec(NamedTuple):
     def __str__(self) -> str:
         return self.name
 
-    def build(self, **kwargs: Any) -> optax.GradientTransformationExtraArgs:
-        return self.make(*self.first, **kwargs)
-
-    def build_twin(self, **kwargs: Any) -> optax.GradientTransformation:
-        return self.twin(*self.first, **kwargs)
-
     @property
     def first(self) -> tuple[float, ...]:
         return (1e-2,) if self.full else ()
 
+    def build(self, **kwargs: Any) -> optax.GradientTransformationExtraArgs:
+        return self.make(*self.first, **kwargs)
+
+    def build_twin(self, **kwargs: Any) -> optax.GradientTransformation:
+        assert self.twin
+        return self.twin(*self.first, **kwargs)
+
+    def combinations(self) -> list[dict[str, float]]:
+        """The grid, point by point; the first is the default."""
+        return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
+
+
+ADAM = {"b1": (0.9, 0.0), "b2": (0.999, 0.9), "eps": (1e-8, 1e-3), "eps_root": (0.0, 1e-6)}
+DECAY = {"weight_decay": (1e-4, 0.1)}
+NESTEROV = ({"nesterov": False}, {"nesterov": True})
 
 SPECS = [
-    Spec("adam", adamite.adam, optax.adam),
-    Spec("adamw", adamite.adamw, optax.adamw, needs_params=True),
-    Spec("nadam", adamite.nadam, optax.nadam),
-    Spec("nadamw", adamite.nadamw, optax.nadamw, needs_params=True),
+    Spec("adam", adamite.adam, optax.adam, reference.adam.adam, ADAM, NESTEROV),
+    Spec("adamw", adamite.adamw, optax.adamw, reference.adam.adamw, ADAM | DECAY, NESTEROV, needs_params=True),
+    Spec("nadam", adamite.nadam, optax.nadam, reference.adam.nadam, ADAM),
+    Spec("nadamw", adamite.nadamw, optax.nadamw, reference.adam.nadamw, ADAM | DECAY, needs_params=True),
     Spec("scale_by_adam", adamite.scale_by_adam, optax.scale_by_adam, full=False),
 ]

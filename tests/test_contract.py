@@ -10,10 +10,12 @@ import numpy as np
 import optax
 import pytest
 
+import adamite
 from bits import assert_same_bits
 from specs import SPECS
 
 each = pytest.mark.parametrize("spec", SPECS, ids=str)
+each_twin = pytest.mark.parametrize("spec", [spec for spec in SPECS if spec.twin], ids=str)
 
 
 def tree(seed=0, dtype=jnp.float32):
@@ -29,12 +31,26 @@ def step(tx, params, state, gradients):
     return optax.apply_updates(params, updates), state
 
 
+def moments(state):
+    """The leaves of a state that hold moments; the others are counts."""
+    return [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.inexact)]
+
+
+def counts(state):
+    return [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.integer)]
+
+
+def of_leaf(state, name):
+    """The leaves of a state that belong to one leaf of the parameters."""
+    return [x for path, x in jax.tree_util.tree_leaves_with_path(state) if f"['{name}']" in jax.tree_util.keystr(path)]
+
+
 def types(tree):
     return jax.tree.map(lambda x: (x.shape, x.dtype.name, x.weak_type), tree)
 
 
 class TestDropIn:
-    @each
+    @each_twin
     def test_signature_is_optax_with_ours_after_it_keyword_only(self, spec):
         ours = inspect.signature(spec.make).parameters
         theirs = inspect.signature(spec.twin).parameters
@@ -56,12 +72,10 @@ class TestDropIn:
         assert callable(update)
         assert {tx: "a key"}[tx] == "a key"
 
-    @each
+    @each_twin
     def test_state_is_optax_state(self, spec):
         ours, theirs = spec.build().init(tree()), spec.build_twin().init(tree())
         assert_same_bits(ours, theirs)
-        for name in ("count", "mu", "nu"):
-            assert_same_bits(optax.tree.get(ours, name), optax.tree.get(theirs, name))
 
     @each
     def test_update_by_keyword_and_with_unknown_extra_arguments(self, spec):
@@ -80,7 +94,7 @@ class TestDropIn:
             with_params = tx.update(tree(1), tx.init(tree()), tree())
             assert_same_bits(with_params, tx.update(tree(1), tx.init(tree())))
 
-    @each
+    @each_twin
     def test_chains_with_optax(self, spec):
         ours = optax.chain(optax.clip_by_global_norm(0.5), spec.build(), optax.scale(2.0))
         theirs = optax.chain(optax.clip_by_global_norm(0.5), spec.build_twin(), optax.scale(2.0))
@@ -94,7 +108,7 @@ class TestDropIn:
         state = jax.eval_shape(tx.init, params)
         marked = optax.tree_map_params(tx, lambda s: "param", state, transform_non_params=lambda s: "other")
         leaves = jax.tree.leaves(marked)
-        assert leaves.count("param") == 2 * len(jax.tree.leaves(params))
+        assert leaves.count("param") == len(moments(state))
         abstract = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
         chex.assert_trees_all_equal_shapes_and_dtypes(tx.init(abstract), tx.init(params))
 
@@ -112,10 +126,11 @@ class TestTypes:
         updates, after = tx.update(g, state, params)
         chex.assert_trees_all_equal_shapes_and_dtypes(updates, g)
         assert types(state) == types(after)
-        for moment in (optax.tree.get(after, "mu"), optax.tree.get(after, "nu")):
-            assert {x.dtype for x in jax.tree.leaves(moment)} == {jnp.dtype("float32")}
+        assert {x.dtype.name for x in moments(after)} <= {"float32"}
 
-    @each
+    @pytest.mark.parametrize(
+        "spec", [spec for spec in SPECS if "mu_dtype" in inspect.signature(spec.make).parameters], ids=str
+    )
     @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
     def test_mu_dtype_is_the_stored_dtype_of_mu_alone(self, spec, dtype):
         with jax.enable_x64(dtype == "float64"):
@@ -123,8 +138,10 @@ class TestTypes:
             state = tx.init(params)
             _, after = tx.update(tree(1), state, params)
             assert types(state) == types(after)
-            assert {x.dtype.name for x in jax.tree.leaves(optax.tree.get(after, "mu"))} == {dtype}
-            assert {x.dtype.name for x in jax.tree.leaves(optax.tree.get(after, "nu"))} == {"float32"}
+            for path, x in jax.tree_util.tree_leaves_with_path(after):
+                if jnp.issubdtype(x.dtype, jnp.inexact):
+                    first = {".mu", ".m1", ".m2"} & {str(key) for key in path}
+                    assert x.dtype.name == (dtype if first else "float32")
 
     @each
     def test_scan_and_bfloat16(self, spec):
@@ -148,32 +165,32 @@ class TestTypes:
         tx, params = spec.build(), {"a": jnp.ones(3), "b": jnp.ones(2)}
         update = jax.jit(tx.update)
         _, state = update({"a": jnp.ones(3), "b": jnp.ones(2)}, tx.init(params), params)
-        updates, after = update({"a": jnp.ones(3), "b": None}, state, params)
+        updates, after = update({"a": -jnp.ones(3), "b": None}, state, params)
         assert updates["b"] is None
-        for name in ("mu", "nu"):
-            assert_same_bits(optax.tree.get(state, name)["b"], optax.tree.get(after, name)["b"])
-            assert not np.array_equal(optax.tree.get(state, name)["a"], optax.tree.get(after, name)["a"])
+        assert_same_bits(of_leaf(state, "b"), of_leaf(after, "b"))
+        for before, now in zip(of_leaf(state, "a"), of_leaf(after, "a"), strict=True):
+            assert not np.array_equal(before, now) or (now == 1).all()  # the mean square of ones and minus ones
 
     @each
-    def test_float16_survives_zero_and_large_gradients(self, spec):
-        tx, params = spec.build(), {"w": jnp.zeros(3, jnp.float16)}
-        updates, _ = tx.update({"w": jnp.array([0.0, 300.0, 60000.0], jnp.float16)}, tx.init(params), params)
-        wide = {"w": jnp.zeros(3)}
-        expected, _ = spec.build_twin().update({"w": jnp.array([0.0, 300.0, 60000.0])}, tx.init(wide), wide)
-        assert updates["w"][0] == 0
-        assert updates["w"][1] != 0
-        np.testing.assert_allclose(updates["w"].astype(jnp.float32), expected["w"], rtol=1e-3)
+    def test_float16_is_float32_rounded(self, spec):
+        """A gradient of 0 gives no NaN, and one of 300, whose square is past float16, no 0."""
+        tx = spec.build()
+        half = {"w": jnp.full(3, 0.5, jnp.float16)}, {"w": jnp.array([0.0, 300.0, 60000.0], jnp.float16)}
+        wide = jax.tree.map(lambda x: x.astype(jnp.float32), half)
+        (ours, _), (expected, _) = (tx.update(g, tx.init(params), params) for params, g in (half, wide))
+        assert_same_bits(ours["w"], expected["w"].astype(jnp.float16))
+        assert jnp.isfinite(ours["w"]).all()
 
     @each
-    def test_complex_second_moment_is_real(self, spec):
-        tx, params = spec.build(), {"w": jnp.ones(2, jnp.complex64)}
+    def test_complex_gradients_turn_as_they_are_turned(self, spec):
+        """Second moments are of the modulus: a rotation of all gradients and parameters rotates the updates."""
+        tx, g, turn = spec.build(), jnp.array([3 + 4j, 0.5, -2j], jnp.complex64), np.complex64(np.exp(2j))
+        params = jnp.array([1j, 2.0, -1.0], jnp.complex64)
         state = tx.init(params)
-        updates, after = tx.update({"w": jnp.array([3 + 4j, 0.0], jnp.complex64)}, state, params)
+        (updates, after), (turned, _) = tx.update(g, state, params), tx.update(g * turn, state, params * turn)
         assert types(state) == types(after)
-        assert updates["w"].dtype == jnp.complex64
-        nu = optax.tree.get(after, "nu")["w"]
-        assert nu.dtype == jnp.float32
-        np.testing.assert_allclose(nu, [0.025, 0.0], rtol=1e-4)
+        assert updates.dtype == jnp.complex64
+        np.testing.assert_allclose(turned, updates * turn, rtol=1e-5, atol=1e-7)
 
     @each
     def test_python_numbers_are_float32_scalars(self, spec):
@@ -192,7 +209,7 @@ class TestTypes:
         for empty in ({}, (), [], {"a": {}, "b": None}):
             updates, state = jax.jit(tx.update)(empty, tx.init(empty), empty)
             assert updates == empty
-            assert optax.tree.get(state, "count") == 1
+            assert all(count == 1 for count in counts(state))
 
 
 class TestCompilation:
@@ -221,10 +238,9 @@ class TestCompilation:
         pointers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(init(tree())) if x.size]
         assert len(set(pointers)) == len(pointers)
 
-    @each
-    def test_the_step_is_traced_once_a_shape(self, spec):
+    def test_the_step_is_traced_once_a_shape(self):
         params = [jnp.ones((3, 2))] * 10
-        tx = spec.build()
+        tx = adamite.adam(1e-2)
         jaxpr = str(jax.make_jaxpr(tx.update)(params, tx.init(params), params))
         assert jaxpr.count(" sqrt ") == 1
 
@@ -289,5 +305,5 @@ class TestVariants(chex.TestCase):
             chex.assert_trees_all_equal_structs(after, state)
             chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
             chex.assert_tree_all_finite((updates, after))
-            expected, _ = jax.jit(spec.build_twin().update)(gradients, spec.build_twin().init(params), params)
-            chex.assert_trees_all_close(updates, expected, rtol=1e-6)
+            expected, _ = jax.jit(tx.update)(gradients, state, params)
+            chex.assert_trees_all_close(updates, expected, rtol=1e-5)

@@ -1,13 +1,11 @@
-"""Against the float64 transcription of the papers, over 1,000 steps."""
+"""What the golden trajectories do not cover of Adam: complex numbers, no bias correction, the public parts, BERT's."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 
 import adamite
-from reference.adam import adam as paper
 
 STEPS, SIZE = 1000, 64
 RNG = np.random.default_rng(0)
@@ -16,17 +14,6 @@ THETA = RNG.standard_normal(SIZE).astype(np.float32).astype(np.float64)  # exact
 SIZES = 10.0 ** RNG.uniform(-6, 2, SIZE) * (1 + 0.9 * np.sin(np.arange(STEPS) / 50))[:, None]
 GRADIENTS = SIZES * (RNG.standard_normal((STEPS, SIZE)) + 0.3)
 
-CONFIGURATIONS = {
-    "defaults": {},
-    "betas": dict(b1=0.8, b2=0.95),
-    "no momentum": dict(b1=0.0),
-    "eps": dict(eps=1e-3),
-    "eps_root": dict(eps=1e-6, eps_root=1e-4),
-    "nesterov": dict(nesterov=True),
-    "no bias correction": dict(bias_correction=False),
-    "nesterov, no bias correction": dict(nesterov=True, bias_correction=False),
-    "decay": dict(weight_decay=0.1),
-}
 RATE = 1e-2
 
 
@@ -57,34 +44,6 @@ def displacement_error(path, expected):
     """Distance from the exact path over the distance moved, both Euclidean, the worst of all steps."""
     off = np.linalg.norm(np.asarray(path, np.float64) - expected, axis=1)
     return (off / np.linalg.norm(expected - THETA, axis=1)).max()
-
-
-@pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_float64_is_the_paper(name):
-    kwargs = CONFIGURATIONS[name]
-    expected, m, v = paper(THETA, GRADIENTS, RATE, **kwargs)
-    with jax.enable_x64(True):
-        path, state = run(build(**kwargs), jnp.asarray(THETA), jnp.asarray(GRADIENTS))
-        np.testing.assert_allclose(path, expected, rtol=1e-12, atol=1e-12)
-        np.testing.assert_allclose(state.mu, m, rtol=1e-12, atol=1e-12 * np.abs(m).max())
-        np.testing.assert_allclose(state.nu, v, rtol=1e-12)
-
-
-@pytest.mark.parametrize("name", ["defaults", "eps", "eps_root", "nesterov", "decay"])
-def test_float32_stays_within_1e_5_of_the_displacement(name):
-    kwargs = CONFIGURATIONS[name]
-    gradients = GRADIENTS.astype(np.float32)
-    expected, _, _ = paper(THETA, gradients.astype(np.float64), RATE, **kwargs)
-    path, _ = run(build(**kwargs), jnp.asarray(THETA, jnp.float32), jnp.asarray(gradients))
-    assert displacement_error(path, expected) <= 1e-5
-
-
-@pytest.mark.parametrize("wrong", [dict(b1=0.8999), dict(b2=0.9990001), dict(eps=2e-8), dict(bias_correction=False)])
-def test_a_wrong_constant_is_seen(wrong):
-    expected, _, _ = paper(THETA, GRADIENTS, RATE)
-    with jax.enable_x64(True):
-        path, _ = run(build(**wrong), jnp.asarray(THETA), jnp.asarray(GRADIENTS))
-        assert np.abs(path - expected).max() > 1e-9
 
 
 def test_complex_is_the_paper_with_the_modulus():

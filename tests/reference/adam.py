@@ -5,6 +5,8 @@ factor b2 on the second moment, as every library has it. AdamW: Loshchilov & Hut
 with the decay multiplied by the learning rate.
 """
 
+import functools
+
 import numpy as np
 
 
@@ -21,7 +23,7 @@ def adam(
     nesterov=False,
     bias_correction=True,
 ):
-    """The parameters after each gradient, and the last moments, all float64.
+    """The parameters after each gradient, in float64.
 
     `learning_rate` is a number or a function of the number of updates so far.
     """
@@ -42,4 +44,9 @@ def adam(
             m_hat = b1 * m + (1 - b1) * g
         theta = theta - alpha * (m_hat / (np.sqrt(v_hat + eps_root) + eps) + weight_decay * theta)
         path.append(theta)
-    return np.stack(path), m, v
+    return np.stack(path)
+
+
+adamw = functools.partial(adam, weight_decay=1e-4)
+nadam = functools.partial(adam, nesterov=True)
+nadamw = functools.partial(adam, nesterov=True, weight_decay=1e-4)
