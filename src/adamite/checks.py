@@ -27,6 +27,11 @@ def non_negative(name: str, value: jax.typing.ArrayLike) -> jax.typing.ArrayLike
     return _number(name, value, "be finite and >= 0", lambda x: 0 <= x < math.inf)
 
 
+def at_least(name: str, value: jax.typing.ArrayLike, lowest: float) -> jax.typing.ArrayLike:
+    """A finite number >= `lowest`."""
+    return _number(name, value, f"be finite and >= {lowest}", lambda x: lowest <= x < math.inf)
+
+
 def non_negative_or_schedule(name: str, value: Any) -> Any:
     """A finite number >= 0, or a function from the step count to one."""
     if callable(value):
@@ -50,6 +55,15 @@ def flag(name: str, value: bool) -> bool:
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be True or False, got {_describe(value)}")
     return bool(value)
+
+
+def one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
+    """One of the strings in `allowed`."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {_describe(value)}")
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r:.80}")
+    return value
 
 
 def floating_dtype(name: str, value: jax.typing.DTypeLike | None) -> jnp.dtype | None:

@@ -51,10 +51,9 @@ def add_decayed_weights(
         >>> print(updates["w"], updates["b"])
         [0.1 0.1] [0. 0.]
     """
-    decay: Any = checks.non_negative_or_schedule("weight_decay", weight_decay)
+    decay = checks.non_negative_or_schedule("weight_decay", weight_decay)
     if checks.flag("after_learning_rate", after_learning_rate):
-        negative = (lambda count: -decay(count)) if callable(decay) else -decay
-        return _needs_params(optax.add_decayed_weights(negative, checks.mask(mask)))
+        decay = _negative(decay)
     return _needs_params(optax.add_decayed_weights(decay, checks.mask(mask)))
 
 
@@ -108,6 +107,11 @@ def soft_threshold(threshold: optax.ScalarOrSchedule = 0.0, mask: Any = None) ->
         return jnp.sign(aim) * jnp.maximum(jnp.abs(aim) - s, 0) - p
 
     return _per_weight(shrink, "threshold", threshold, mask)
+
+
+def _negative(value: Any) -> Any:
+    schedule: Callable[[Any], Any] = value
+    return (lambda count: -schedule(count)) if callable(value) else -value
 
 
 def _needs_params(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
