@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help train test test-all lint types examples bench docs parity lock clean
+.PHONY: help train test test-all mutants lint types examples bench docs parity lock clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 20
@@ -16,7 +16,7 @@ help:  ## say what there is
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-train: .venv/ready  ## train a classifier and a language model with adamite, write out/ (3 minutes)
+train: .venv/ready  ## train a classifier and a language model with adamite, write out/ (2 minutes)
 	$(BIN)/python examples/train $(ARGS)
 
 test: .venv/ready  ## all tests but the slow ones, and the doctests
@@ -24,6 +24,9 @@ test: .venv/ready  ## all tests but the slow ones, and the doctests
 
 test-all: .venv/ready  ## every test that this machine can run
 	$(BIN)/python -m pytest $(ARGS)
+
+mutants: .venv/ready  ## break every rule in every place, and see that the golden trajectories notice
+	$(BIN)/python tests/mutants.py $(ARGS)
 
 lint: .venv/ready  ## style and formatting
 	$(BIN)/ruff check .

@@ -50,9 +50,10 @@ class Spec(NamedTuple):
 ADAM = {"b1": (0.9, 0.0), "b2": (0.999, 0.9), "eps": (1e-8, 1e-3), "eps_root": (0.0, 1e-6)}
 DECAY = {"weight_decay": (1e-4, 0.1)}
 NESTEROV = ({"nesterov": False}, {"nesterov": True})
+UNCORRECTED = ({"bias_correction": False}, {"bias_correction": False, "nesterov": True})
 
 SPECS = [
-    Spec("adam", adamite.adam, optax.adam, reference.adam.adam, ADAM, NESTEROV),
+    Spec("adam", adamite.adam, optax.adam, reference.adam.adam, ADAM, NESTEROV + UNCORRECTED),
     Spec("adamw", adamite.adamw, optax.adamw, reference.adam.adamw, ADAM | DECAY, NESTEROV, needs_params=True),
     Spec("nadam", adamite.nadam, optax.nadam, reference.adam.nadam, ADAM),
     Spec("nadamw", adamite.nadamw, optax.nadamw, reference.adam.nadamw, ADAM | DECAY, needs_params=True),

@@ -194,6 +194,23 @@ def test_swapped_arguments():
         adamite.adam(1e-3).update(adamite.adam(1e-3).init(PARAMS), PARAMS)
 
 
+@pytest.mark.parametrize("state", [PARAMS, None, adamite.adam(1e-3).init(PARAMS), {}, (1, 2, 3, 4)])
+def test_a_state_that_no_chain_of_this_length_has(state):
+    with pytest.raises(
+        TypeError, match=r"state must be a tuple of the 3 parts' states, got .*is it what this optimizer"
+    ):
+        adamite.adamw(1e-3).update(PARAMS, state, PARAMS)
+
+
+def test_a_mask_of_another_structure():
+    tx = adamite.adamw(1e-3, mask={"w": True, "bias": False})
+    with pytest.raises(ValueError, match="mask must have the structure of params or a prefix of it, got PyTreeDef"):
+        tx.init(PARAMS)
+    fitting = adamite.adamw(1e-3, mask={"w": True, "b": False}).init(PARAMS)
+    with pytest.raises(ValueError, match="mask must have the structure of params or a prefix of it, got PyTreeDef"):
+        tx.update(PARAMS, fitting, PARAMS)
+
+
 def test_state_of_other_parameters():
     tx = adamite.adam(1e-3)
     with pytest.raises(ValueError, match=re.escape("updates['b'] has no counterpart in mu")):

@@ -27,6 +27,11 @@ def non_negative(name: str, value: jax.typing.ArrayLike) -> jax.typing.ArrayLike
     return _number(name, value, "be finite and >= 0", lambda x: 0 <= x < math.inf)
 
 
+def positive(name: str, value: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
+    """A finite number > 0."""
+    return _number(name, value, "be finite and > 0", lambda x: 0 < x < math.inf)
+
+
 def at_least(name: str, value: jax.typing.ArrayLike, lowest: float) -> jax.typing.ArrayLike:
     """A finite number >= `lowest`."""
     return _number(name, value, f"be finite and >= {lowest}", lambda x: lowest <= x < math.inf)
@@ -34,12 +39,12 @@ def at_least(name: str, value: jax.typing.ArrayLike, lowest: float) -> jax.typin
 
 def non_negative_or_schedule(name: str, value: Any) -> Any:
     """A finite number >= 0, or a function from the step count to one."""
-    if callable(value):
-        return value
-    try:
-        return non_negative(name, value)
-    except TypeError as error:
-        raise TypeError(f"{error}, or a schedule (a function of the step count)") from None
+    return _or_schedule(non_negative, name, value)
+
+
+def decay_rate_or_schedule(name: str, value: Any) -> Any:
+    """A number in [0, 1), or a function from the step count to one."""
+    return _or_schedule(decay_rate, name, value)
 
 
 def learning_rate(value: Any) -> Any:
@@ -63,6 +68,13 @@ def one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
         raise TypeError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {_describe(value)}")
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r:.80}")
+    return value
+
+
+def function(name: str, value: Callable[..., Any]) -> Callable[..., Any]:
+    """Something that can be called."""
+    if not callable(value):
+        raise TypeError(f"{name} must be a function, got {_describe(value)}")
     return value
 
 
@@ -105,6 +117,15 @@ def differentiable(tree: Any, name: str) -> None:
                 f"{where} has dtype {dtype.name}, but only floating and complex arrays can be optimized: "
                 "leave it out with optax.masked, optax.partition or your framework's own filter"
             )
+
+
+def _or_schedule(check: Callable[[str, Any], Any], name: str, value: Any) -> Any:
+    if callable(value):
+        return value
+    try:
+        return check(name, value)
+    except TypeError as error:
+        raise TypeError(f"{error}, or a schedule (a function of the step count)") from None
 
 
 def _number(name: str, value: Any, must: str, allowed: Callable[[float], bool]) -> jax.typing.ArrayLike:

@@ -90,7 +90,10 @@ def bias_correction(moment: Any, decay: jax.typing.ArrayLike, count: jax.typing.
     return jax.tree.map(lambda m: m / cast(jnp.asarray(correction), m.dtype), moment)
 
 
+def abs_sq(x: jax.Array) -> jax.Array:
+    """``|x|^2``, elementwise: a real number for complex x, too."""
+    return (x.conj() * x).real
+
+
 def _power(g: Any, order: int) -> jax.Array:
-    if order == 2 and jnp.iscomplexobj(g):
-        return (g.conj() * g).real
-    return g**order
+    return abs_sq(g) if order == 2 and jnp.iscomplexobj(g) else g**order

@@ -54,7 +54,7 @@ def add_decayed_weights(
     decay = checks.non_negative_or_schedule("weight_decay", weight_decay)
     if checks.flag("after_learning_rate", after_learning_rate):
         decay = _negative(decay)
-    return _needs_params(optax.add_decayed_weights(decay, checks.mask(mask)))
+    return _needs_params(optax.add_decayed_weights(decay), mask)
 
 
 def add_l1(strength: optax.ScalarOrSchedule = 0.0, mask: Any = None) -> optax.GradientTransformationExtraArgs:
@@ -114,9 +114,13 @@ def _negative(value: Any) -> Any:
     return (lambda count: -schedule(count)) if callable(value) else -value
 
 
-def _needs_params(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """`tx` under the contract; it sees the parameters, which must be given, in at least float32."""
-    inner = optax.with_extra_args_support(tx)
+def _needs_params(tx: optax.GradientTransformation, mask: Any) -> optax.GradientTransformationExtraArgs:
+    """`tx` where `mask` says, under the contract. It sees the parameters, which must be given, in at least float32."""
+    inner = optax.with_extra_args_support(tx if checks.mask(mask) is None else optax.masked(tx, mask))
+
+    def init(params: optax.Params) -> optax.OptState:
+        _covered(mask, params)
+        return inner.init(params)
 
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra_args: Any
@@ -124,9 +128,23 @@ def _needs_params(tx: optax.GradientTransformation) -> optax.GradientTransformat
         if params is None:
             raise ValueError("weights cannot be regularized without params: call update(updates, state, params)")
         counterparts(updates, params, "params")
+        _covered(mask, params)
         return inner.update(updates, state, jax.tree.map(widen, params), **extra_args)
 
-    return uphold(optax.GradientTransformationExtraArgs(inner.init, update))
+    return uphold(optax.GradientTransformationExtraArgs(init, update))
+
+
+def _covered(mask: Any, params: optax.Params) -> None:
+    """`tx` where `mask` says, under the contract. It sees params, which must be given, in at least float32."""
+    if mask is None or callable(mask) or not jax.tree.leaves(params):
+        return
+    try:
+        jax.tree.map(lambda *_: None, mask, params)
+    except ValueError:
+        raise ValueError(
+            f"mask must have the structure of params or a prefix of it, got {jax.tree.structure(mask)!s:.200} "
+            f"for {jax.tree.structure(params)!s:.200}"
+        ) from None
 
 
 def _per_weight(
@@ -144,5 +162,4 @@ def _per_weight(
         new = jax.tree.map(lambda u, p: None if u is None else change(u, p, s), updates, params, is_leaf=is_none)
         return new, state._replace(count=optax.safe_increment(state.count)) if callable(value) else state
 
-    tx = optax.GradientTransformation(init, update)
-    return _needs_params(tx if checks.mask(mask) is None else optax.masked(tx, mask))
+    return _needs_params(optax.GradientTransformation(init, update), mask)

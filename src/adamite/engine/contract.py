@@ -41,7 +41,10 @@ def chain(*parts: optax.GradientTransformation) -> optax.GradientTransformationE
     and float16 gradients no part's result is rounded before the next part has seen it.
 
     Args:
-        *parts: transformations of adamite or of optax, applied first to last.
+        *parts: transformations of adamite or of optax, applied first to last; at least one.
+
+    Raises:
+        TypeError: at update, the state is not a tuple of as many states.
 
     Example:
         Gradients clipped to norm 1, then Adam:
@@ -54,4 +57,17 @@ def chain(*parts: optax.GradientTransformation) -> optax.GradientTransformationE
         >>> print(updates.round(3))
         [-0.1 -0.1]
     """
-    return uphold(optax.chain(*parts))
+    inner = optax.chain(*parts)
+
+    def update(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, optax.OptState]:
+        if not isinstance(state, (tuple, list)) or len(state) != len(parts):
+            got = f"{len(state)} of them" if isinstance(state, (tuple, list)) else type(state).__name__
+            raise TypeError(
+                f"state must be a tuple of the {len(parts)} parts' states, got {got}: "
+                "is it what this optimizer's init gave, in update(updates, state, params)?"
+            )
+        return inner.update(updates, state, params, **extra_args)
+
+    return uphold(optax.GradientTransformationExtraArgs(inner.init, update))
