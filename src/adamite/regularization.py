@@ -135,7 +135,7 @@ def _needs_params(tx: optax.GradientTransformation, mask: Any) -> optax.Gradient
 
 
 def _covered(mask: Any, params: optax.Params) -> None:
-    """`tx` where `mask` says, under the contract. It sees params, which must be given, in at least float32."""
+    """Refuse a mask that does not fit. A tree without leaves is `optax.tree_map_params` asking for a state's form."""
     if mask is None or callable(mask) or not jax.tree.leaves(params):
         return
     try:
