@@ -31,7 +31,8 @@ import adamite
 
 STEPS, FLOOR = 200, 1e-6  # below the floor all are equal
 LEARNING_RATES = jnp.logspace(-4, 1, 61)
-OPTIMIZERS: dict[str, Callable[[jax.Array], optax.GradientTransformation]] = {
+Maker = Callable[[jax.Array], optax.GradientTransformation]
+OPTIMIZERS: dict[str, Maker] = {
     "SGD": optax.sgd,
     "momentum": partial(optax.sgd, momentum=0.9),
     "Adagrad": optax.adagrad,
@@ -68,9 +69,9 @@ SURFACES: list[tuple[str, Surface, tuple[float, float], list[tuple[float, float]
 ]
 
 
-def descend(surface: Surface, optimizer: str, start: tuple[float, float], learning_rate: jax.Array) -> jax.Array:
+def descend(surface: Surface, make: Maker, start: tuple[float, float], learning_rate: jax.Array) -> jax.Array:
     """The path: the start and the point after each step, shape (STEPS + 1, 2)."""
-    tx = OPTIMIZERS[optimizer](learning_rate)
+    tx = make(learning_rate)
     begin = jnp.asarray(start)
 
     def step(carry: tuple[jax.Array, optax.OptState], _: None) -> tuple[tuple, Any]:
@@ -84,9 +85,9 @@ def descend(surface: Surface, optimizer: str, start: tuple[float, float], learni
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def best(surface: Surface, optimizer: str, start: tuple[float, float]) -> tuple[jax.Array, jax.Array, jax.Array]:
+def best(surface: Surface, make: Maker, start: tuple[float, float]) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The best learning rate, its score (the geometric mean of f), and its path."""
-    paths = jax.vmap(partial(descend, surface, optimizer, start))(LEARNING_RATES)
+    paths = jax.vmap(partial(descend, surface, make, start))(LEARNING_RATES)
     heights = surface(paths[..., 0], paths[..., 1])
     scores = 10 ** jnp.log10(heights + FLOOR).mean(axis=1)
     descends = (heights <= heights[:, :1]).all(axis=1)
@@ -101,7 +102,7 @@ def main(out: Path) -> None:
         x, y = np.meshgrid(np.linspace(left, right, 300), np.linspace(bottom, top, 300))
         height = np.log10(np.asarray(surface(jnp.asarray(x), jnp.asarray(y))) + 1e-3)
         axes.contourf(x, y, height, levels=12, colors=plt.get_cmap("Greys")(np.linspace(0.03, 0.45, 14)))
-        results = {optimizer: best(surface, optimizer, start) for optimizer in OPTIMIZERS}
+        results = {optimizer: best(surface, make, start) for optimizer, make in OPTIMIZERS.items()}
         for optimizer, (learning_rate, score, path) in results.items():
             begin, end = surface(*path[0]), surface(*path[-1])
             print(f"{name:12}{optimizer:12}{learning_rate:14.2g}{begin:12.2g}{score:12.1e}{end:12.1e}")
