@@ -1,6 +1,11 @@
 """Adam for JAX: pure, composable gradient transformations that chain with Optax."""
 
+from adamite.algorithms.adabelief import adabelief, scale_by_belief
 from adamite.algorithms.adam import adam, adamw, nadam, nadamw, scale_by_adam
+from adamite.algorithms.adamax import adamax, adamaxw, scale_by_adamax
+from adamite.algorithms.amsgrad import amsgrad, scale_by_amsgrad
+from adamite.algorithms.lion import lion, scale_by_lion
+from adamite.algorithms.radam import radam, scale_by_radam
 from adamite.engine import chain
 from adamite.learning_rate import scale_by_learning_rate
 from adamite.numerics import bias_correction, update_moment
@@ -9,16 +14,27 @@ from adamite.regularization import add_decayed_weights, add_l1, soft_threshold
 __version__ = "0.1.0"
 
 __all__ = [
+    "adabelief",
     "adam",
+    "adamax",
+    "adamaxw",
     "adamw",
     "add_decayed_weights",
     "add_l1",
+    "amsgrad",
     "bias_correction",
     "chain",
+    "lion",
     "nadam",
     "nadamw",
+    "radam",
     "scale_by_adam",
+    "scale_by_adamax",
+    "scale_by_amsgrad",
+    "scale_by_belief",
     "scale_by_learning_rate",
+    "scale_by_lion",
+    "scale_by_radam",
     "soft_threshold",
     "update_moment",
 ]
