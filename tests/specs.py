@@ -8,11 +8,17 @@ import optax
 
 import adamite
 import reference.adabelief
+import reference.adagrad
 import reference.adam
 import reference.adamax
+import reference.ademamix
+import reference.adopt
 import reference.amsgrad
+import reference.lamb
 import reference.lion
 import reference.radam
+import reference.rmsprop
+import reference.sgd
 
 
 class Spec(NamedTuple):
@@ -26,12 +32,14 @@ class Spec(NamedTuple):
     paper: Callable[..., Any] | None = None
     """The path of the parameters by the paper, in float64 NumPy: of a whole optimizer."""
     grid: dict[str, tuple[float, ...]] = {}  # noqa: RUF012 (a NamedTuple's default is never written to)
-    """Numeric hyperparameters and their values, the default first; every combination is tested."""
+    """Numeric hyperparameters and their values; every combination is tested."""
     flags: tuple[dict[str, Any], ...] = ({},)
     """Static arguments; each set is tested with the whole grid."""
     needs_params: bool = False
     full: bool = True
     """Takes a learning rate first."""
+    rate: float = 1e-2
+    """The learning rate of the golden trajectories, large enough for the weights' own rounding not to matter."""
 
     def __str__(self) -> str:
         return self.name
@@ -48,13 +56,25 @@ class Spec(NamedTuple):
         return self.twin(*self.first, **kwargs)
 
     def combinations(self) -> list[dict[str, float]]:
-        """The grid, point by point; the first is the default."""
+        """The grid, point by point."""
         return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
 
 
 ADAM = {"b1": (0.9, 0.0), "b2": (0.999, 0.9), "eps": (1e-8, 1e-3), "eps_root": (0.0, 1e-6)}
 LION = {"b1": (0.9, 0.0), "b2": (0.99, 0.9), "weight_decay": (1e-3, 0.1)}
 LION_MODES = ({"mode": "hard"}, {"mode": "smooth"}, {"mode": "refined"})
+ADAGRAD = {"initial_accumulator_value": (0.1, 1.0), "eps": (1e-7, 1e-3)}
+RMSPROP = {"decay": (0.9, 0.99), "eps": (1e-8, 1e-3)}
+RMSPROP_FLAGS = (
+    {},
+    {"eps_in_sqrt": False, "bias_correction": True},
+    {"momentum": 0.9, "nesterov": True},
+    {"centered": True, "eps_in_sqrt": False, "momentum": 0.5},
+    # From 0 the first variance is 0 but for rounding, and the first step 1 / eps of nothing.
+    {"centered": True, "bias_correction": True, "initial_scale": 1e4},
+)
+ADOPT = {"b1": (0.9, 0.0), "b2": (0.999, 0.9), "eps": (1e-6, 1e-3)}  # 1 - 0.9999 is off by 1.7e-4 in float32
+MIX = {"b1": (0.9, 0.5), "b2": (0.999, 0.9), "b3": (0.999, 0.99), "alpha": (5.0, 2.0), "weight_decay": (0.0, 0.1)}
 DECAY = {"weight_decay": (1e-4, 0.1)}
 NESTEROV = ({"nesterov": False}, {"nesterov": True})
 RATES = {name: ADAM[name] for name in ("b1", "b2", "eps")}
@@ -82,4 +102,14 @@ SPECS = [
     Spec("scale_by_belief", adamite.scale_by_belief, optax.scale_by_belief, full=False),
     Spec("lion", adamite.lion, optax.lion, reference.lion.lion, LION, needs_params=True),
     Spec("scale_by_lion", adamite.scale_by_lion, optax.scale_by_lion, None, {}, LION_MODES, full=False),
+    Spec("sgd", adamite.sgd, optax.sgd, reference.sgd.sgd),
+    Spec("momentum", adamite.sgd, optax.sgd, reference.sgd.sgd, {"momentum": (0.9, 0.5)}, NESTEROV),
+    Spec("adagrad", adamite.adagrad, optax.adagrad, reference.adagrad.adagrad, ADAGRAD, rate=0.1),
+    Spec("scale_by_rss", adamite.scale_by_rss, optax.scale_by_rss, full=False),
+    Spec("rmsprop", adamite.rmsprop, optax.rmsprop, reference.rmsprop.rmsprop, RMSPROP, RMSPROP_FLAGS, rate=0.1),
+    Spec("scale_by_rms", adamite.scale_by_rms, optax.scale_by_rms, full=False),
+    Spec("scale_by_stddev", adamite.scale_by_stddev, optax.scale_by_stddev, full=False),
+    Spec("adopt", adamite.adopt, optax.contrib.adopt, reference.adopt.adopt, ADOPT, NESTEROV, rate=0.1),
+    Spec("ademamix", adamite.ademamix, optax.contrib.ademamix, reference.ademamix.ademamix, MIX, needs_params=True),
+    Spec("lamb", adamite.lamb, optax.lamb, reference.lamb.lamb, ADAM | DECAY, needs_params=True),
 ]

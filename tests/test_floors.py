@@ -15,6 +15,7 @@ FLOORS = [
     {"engine"},
     {"learning_rate", "regularization"},
     {"algorithms"},
+    {"cautious"},
     {"__init__"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -14,7 +14,7 @@ import pytest
 
 from specs import SPECS, Spec
 
-STEPS, SIZE, RATE = 1000, 24, 1e-2
+STEPS, SIZE = 1000, 24
 RNG = np.random.default_rng(0)
 THETA = RNG.standard_normal(SIZE).astype(np.float32).astype(np.float64)  # exact in float32, too
 # Gradients whose size differs by element over eight decades and drifts in time, as a network's do.
@@ -38,7 +38,7 @@ def ours(spec: Spec, flags, schedule, dtype):
     """The paths of all points of the grid, shape (points, STEPS, SIZE)."""
 
     def run(values):
-        tx = spec.make(SCHEDULES[schedule](RATE), **values, **flags)
+        tx = spec.make(SCHEDULES[schedule](spec.rate), **values, **flags)
 
         def step(carry, g):
             theta, state = carry
@@ -59,14 +59,14 @@ def paper(name: str, index: int, schedule: str):
     spec = next(s for s in GOLDEN if s.name == name)
     flags = spec.flags[index]
     return np.stack(
-        [spec.paper(THETA, GRADIENTS, SCHEDULES[schedule](RATE), **p, **flags) for p in spec.combinations()]
+        [spec.paper(THETA, GRADIENTS, SCHEDULES[schedule](spec.rate), **p, **flags) for p in spec.combinations()]
     )
 
 
 def error(path, expected):
     """Distance from the paper's path over the distance that it has moved, Euclidean; the worst of all steps."""
-    off = np.linalg.norm(path - expected, axis=-1)
-    return (off / np.linalg.norm(expected - THETA, axis=-1)).max(axis=-1)
+    off, moved = np.linalg.norm(path - expected, axis=-1), np.linalg.norm(expected - THETA, axis=-1)
+    return np.divide(off, moved, out=np.where(off > 0, np.inf, 0.0), where=moved > 0).max(axis=-1)
 
 
 @pytest.mark.parametrize(("spec", "flags", "schedule"), CASES)
@@ -77,7 +77,7 @@ def test_float64_is_the_paper(spec, flags, schedule):
     np.testing.assert_array_less(error(path, expected), 1e-12)
 
 
-@pytest.mark.parametrize(("spec", "flags", "schedule"), CASES)
+@pytest.mark.parametrize(("spec", "flags", "schedule"), CASES[:: len(SCHEDULES)])
 def test_float32_stays_close_to_the_paper(spec, flags, schedule):
     """Within 2e-5 of the displacement; optax's rounding of the bias correction, which we keep, is most of it.
 
