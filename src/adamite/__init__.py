@@ -3,15 +3,20 @@
 from adamite.algorithms.adabelief import adabelief, scale_by_belief
 from adamite.algorithms.adagrad import adagrad, scale_by_rss
 from adamite.algorithms.adam import adam, adamw, nadam, nadamw, scale_by_adam
+from adamite.algorithms.adam_atan2 import adam_atan2, scale_by_adam_atan2
+from adamite.algorithms.adam_mini import adam_mini, adam_mini_partition, scale_by_adam_mini
 from adamite.algorithms.adamax import adamax, adamaxw, scale_by_adamax
 from adamite.algorithms.ademamix import ademamix, scale_by_ademamix
 from adamite.algorithms.adopt import adopt, scale_by_adopt
 from adamite.algorithms.amsgrad import amsgrad, scale_by_amsgrad
 from adamite.algorithms.lamb import lamb, scale_by_trust_ratio
+from adamite.algorithms.laprop import laprop, scale_by_laprop
 from adamite.algorithms.lion import lion, scale_by_lion
 from adamite.algorithms.radam import radam, scale_by_radam
 from adamite.algorithms.rmsprop import rmsprop, scale_by_rms, scale_by_stddev
 from adamite.algorithms.sgd import sgd, trace
+from adamite.algorithms.stable_adamw import scale_by_stable_adam, stable_adamw
+from adamite.cautious import cautious
 from adamite.engine import chain
 from adamite.learning_rate import scale_by_learning_rate
 from adamite.numerics import bias_correction, update_moment
@@ -23,6 +28,9 @@ __all__ = [
     "adabelief",
     "adagrad",
     "adam",
+    "adam_atan2",
+    "adam_mini",
+    "adam_mini_partition",
     "adamax",
     "adamaxw",
     "adamw",
@@ -32,28 +40,35 @@ __all__ = [
     "adopt",
     "amsgrad",
     "bias_correction",
+    "cautious",
     "chain",
     "lamb",
+    "laprop",
     "lion",
     "nadam",
     "nadamw",
     "radam",
     "rmsprop",
     "scale_by_adam",
+    "scale_by_adam_atan2",
+    "scale_by_adam_mini",
     "scale_by_adamax",
     "scale_by_ademamix",
     "scale_by_adopt",
     "scale_by_amsgrad",
     "scale_by_belief",
+    "scale_by_laprop",
     "scale_by_learning_rate",
     "scale_by_lion",
     "scale_by_radam",
     "scale_by_rms",
     "scale_by_rss",
+    "scale_by_stable_adam",
     "scale_by_stddev",
     "scale_by_trust_ratio",
     "sgd",
     "soft_threshold",
+    "stable_adamw",
     "trace",
     "update_moment",
 ]

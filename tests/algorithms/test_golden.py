@@ -79,13 +79,13 @@ def test_float64_is_the_paper(spec, flags, schedule):
 
 @pytest.mark.parametrize(("spec", "flags", "schedule"), CASES[:: len(SCHEDULES)])
 def test_float32_stays_close_to_the_paper(spec, flags, schedule):
-    """Within 2e-5 of the displacement; optax's rounding of the bias correction, which we keep, is most of it.
+    """Within 2e-6 of the displacement, or 2e-5 where we keep optax's bits, most of it its rounding of 1 - b^t.
 
     From the tenth step on: half a unit in the last place of the weights can be more of the first steps.
     """
     expected = paper(spec.name, spec.flags.index(flags), schedule)
     path = ours(spec, flags, schedule, jnp.float32)
-    np.testing.assert_array_less(error(path[:, 9:], expected[:, 9:]), 2e-5)
+    np.testing.assert_array_less(error(path[:, 9:], expected[:, 9:]), spec.close)
 
 
 def test_there_are_at_least_four_hundred():

@@ -1,5 +1,6 @@
 """Trees that must have the same leaves. What differs is named by its path."""
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,13 @@ def shape_of(leaf: Any) -> tuple[int, ...]:
     return () if isinstance(leaf, (int, float, complex)) else leaf.shape
 
 
-def counterparts(updates: Any, tree: Any, name: str, shape: Callable[[Any], tuple[int, ...]] = shape_of) -> list[Any]:
+def counterparts(
+    updates: Any,
+    tree: Any,
+    name: str,
+    shape: Callable[[Any], tuple[int, ...]] = shape_of,
+    fits: Callable[[tuple[int, ...], tuple[int, ...]], bool] = operator.eq,
+) -> list[Any]:
     """What stands in `tree` where `updates` has its leaves, of which None is one.
 
     Args:
@@ -22,6 +29,7 @@ def counterparts(updates: Any, tree: Any, name: str, shape: Callable[[Any], tupl
         tree: the tree to match.
         name: what `tree` is called in an error.
         shape: gives the shape that a counterpart stands for.
+        fits: whether that shape goes with a leaf's.
 
     Raises:
         ValueError: the two differ in structure or in a shape, which broadcasting would hide; names the first path.
@@ -33,7 +41,7 @@ def counterparts(updates: Any, tree: Any, name: str, shape: Callable[[Any], tupl
     except (ValueError, AttributeError):
         raise ValueError(f"updates and {name} differ in structure: {_difference(updates, tree, name)}") from None
     for index, (leaf, theirs) in enumerate(zip(leaves, shapes, strict=True)):
-        if leaf is not None and shape_of(leaf) != theirs:
+        if leaf is not None and (theirs is None or not fits(theirs, shape_of(leaf))):
             where = keystr(tree_leaves_with_path(updates, is_leaf=is_none)[index][0])
             what = "is None" if theirs is None else f"has shape {theirs}"
             raise ValueError(f"updates{where} has shape {shape_of(leaf)}, but {name}{where} {what}")

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.core import Tracer
+from jax.tree_util import KeyPath, tree_map_with_path
 
 from adamite import checks
 from adamite.engine.matching import counterparts
@@ -27,7 +28,8 @@ class Rule(NamedTuple):
     takes as many numbers as the state has counts: mostly one."""
 
     step: Callable[..., tuple[jax.Array, ...]]
-    """``step(scalars, g, *moments) -> (direction, *moments)``, on arrays of one shape and of at least float32."""
+    """``step(scalars, g, *moments) -> (direction, *moments)``, on arrays of at least float32 and
+    of the shape of g, or of that which the moment's storage keeps."""
 
     elementwise: bool = True
     """Whether an element of the results depends on the same element of the arguments alone."""
@@ -49,7 +51,7 @@ def from_rule(
 
     def init(params: optax.Params) -> Any:
         checks.differentiable(params, "params")
-        moments = {name: jax.tree.map(lambda p, s=s: _fresh(s, p), params) for name, s in storages.items()}
+        moments = {name: tree_map_with_path(functools.partial(_fresh, s), params) for name, s in storages.items()}
         counts = {name: jnp.zeros((), jnp.int32) for name in count_names}
         return settle(state_class(**counts, **moments), params)
 
@@ -63,7 +65,7 @@ def from_rule(
         if params is not None:
             counterparts(updates, params, "params")
         leaves, structure = jax.tree.flatten(updates, is_leaf=is_none)
-        columns = [counterparts(updates, getattr(state, name), name, s.shape) for name, s in storages.items()]
+        columns = [counterparts(updates, getattr(state, name), name, s.shape, s.fits) for name, s in storages.items()]
 
         counts = {name: optax.safe_increment(getattr(state, name)) for name in count_names}
         scalars = rule.scalars(*counts.values())
@@ -84,9 +86,9 @@ def from_rule(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _fresh(storage: Storage, param: Any) -> Any:
+def _fresh(storage: Storage, path: KeyPath, param: Any) -> Any:
     leaf = param if isinstance(param, jax.ShapeDtypeStruct) else as_array(param)
-    return beside(leaf, storage.fresh(leaf))
+    return beside(leaf, storage.fresh(leaf, path))
 
 
 def _worth_tracing_once(updates: Any) -> bool:

@@ -3,20 +3,34 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.core import Tracer
 from jax.experimental.shard_alike import shard_alike
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 
 def beside(leaf: Any, stored: Any) -> Any:
-    """`stored`, its arrays of the leaf's shape sharded as `leaf` is.
+    """`stored`, its arrays of the leaf's shape sharded as `leaf` is; of its shape but for axes of length 1, likewise.
 
     Eager arrays made by `zeros_like` already are. Under jit nothing ties zeros to the parameter: XLA puts them on one
     device or copies them to all, so the tie is written down.
     """
     if not isinstance(leaf, Tracer):
         return stored
-    return jax.tree.map(lambda x: shard_alike(leaf, x)[1] if x.shape == leaf.shape else x, stored)
+
+    def tie(x: jax.Array) -> jax.Array:
+        if x.shape == leaf.shape:
+            return shard_alike(leaf, x)[1]
+        if (
+            x.ndim != leaf.ndim
+            or not leaf.size
+            or any(n not in (1, m) for n, m in zip(x.shape, leaf.shape, strict=True))
+        ):
+            return x
+        whole = shard_alike(leaf, jnp.broadcast_to(x, leaf.shape))[1]
+        return whole.max([axis for axis, n in enumerate(x.shape) if n == 1], keepdims=True)
+
+    return jax.tree.map(tie, stored)
 
 
 def settle(state: Any, params: Any) -> Any:

@@ -2,5 +2,6 @@
 
 from adamite.storage.base import Storage
 from adamite.storage.dense import Dense
+from adamite.storage.per_block import PerBlock
 
-__all__ = ["Dense", "Storage"]
+__all__ = ["Dense", "PerBlock", "Storage"]

@@ -3,6 +3,7 @@
 from typing import Any, Protocol
 
 import jax
+from jax.tree_util import KeyPath
 
 
 class Storage(Protocol):
@@ -10,17 +11,21 @@ class Storage(Protocol):
 
     The following hold for every storage, every finite x it can hold and every stored value s:
 
-    - ``decode(fresh(leaf))`` is exactly the initial value, 0 unless said otherwise, in the leaf's shape;
+    - ``decode(fresh(leaf))`` is exactly the initial value, 0 unless said otherwise, in a shape that fits the leaf's;
     - ``decode`` gives at least float32;
     - ``encode(x, s)`` has the structure, shapes and dtypes of ``s``, so that a state never changes its type.
     """
 
-    def fresh(self, leaf: Any) -> Any:
-        """The stored form of a moment that has seen no gradient yet, for a parameter like `leaf`."""
+    def fresh(self, leaf: Any, path: KeyPath = ()) -> Any:
+        """The stored form of a moment that has seen no gradient yet, for a parameter like `leaf` at `path`."""
         ...
 
     def shape(self, stored: Any) -> tuple[int, ...]:
-        """The shape of the moment, which is the parameter's."""
+        """The shape of the moment."""
+        ...
+
+    def fits(self, shape: tuple[int, ...], leaf_shape: tuple[int, ...]) -> bool:
+        """Whether a moment of that shape belongs to a parameter of that shape; mostly whether they are the same."""
         ...
 
     def decode(self, stored: Any) -> jax.Array:

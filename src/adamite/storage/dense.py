@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import KeyPath
 
 from adamite.numerics import cast, wide_dtype, widen
 
@@ -29,13 +30,18 @@ class Dense:
     unsigned: bool = False
     initial: jax.typing.ArrayLike = 0.0
 
-    def fresh(self, leaf: Any) -> jax.Array:
+    def fresh(self, leaf: Any, path: KeyPath = ()) -> jax.Array:
         """An array of the leaf's shape, full of the initial value."""
+        del path
         return jnp.full_like(leaf, self.initial, dtype=self._dtype_for(leaf.dtype))
 
     def shape(self, stored: jax.Array) -> tuple[int, ...]:
         """The array's own."""
         return stored.shape
+
+    def fits(self, shape: tuple[int, ...], leaf_shape: tuple[int, ...]) -> bool:
+        """Whether the two are the same."""
+        return shape == leaf_shape
 
     def decode(self, stored: jax.Array) -> jax.Array:
         """The values, at least float32."""

@@ -1,0 +1,65 @@
+"""Cautious steps: only where the optimizer and the gradient agree, and the longer there.
+
+    keep = u g > 0                                  for complex u, g: the real part of u* g
+    u    <- (u if keep else 0) n / (k + 1)          n elements in the leaf, k of them kept
+
+u is a direction, g the gradient it was made from. Momentum carries u past the point where g has turned; there the step
+would go uphill, and is left out. The factor keeps the mean size of a step, but halves it
+in a leaf of one element. Where g is 0 nothing moves.
+
+Liang, Chen, Liu & Liu 2024, arXiv:2411.16085, Algorithm 1. There the factor is n / (k + n eps); k + 1 is the authors'
+program's, and has nothing to choose.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from adamite.engine import uphold
+from adamite.numerics import cast
+
+
+def cautious(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """`tx`, its updates left out where they disagree with the gradients.
+
+    Args:
+        tx: a transformation from gradients to directions: any ``scale_by_*``, not yet negated. Weight decay and
+            `adamite.scale_by_learning_rate` come after it: behind the minus sign nothing would agree with a gradient.
+
+    Returns:
+        The transformation. Its state is that of `tx`, unchanged.
+
+    Raises:
+        TypeError: `tx` is not a gradient transformation; at update, a leaf is the wrong kind of thing.
+
+    Example:
+        The second gradient turns in the first element, where Adam still goes on:
+
+        >>> from adamite import scale_by_adam
+        >>> for tx in (scale_by_adam(), cautious(scale_by_adam())):
+        ...     state = tx.init(jnp.zeros(2))
+        ...     for g in ([1.0, 1.0], [-0.1, 1.0]):
+        ...         direction, state = tx.update(jnp.array(g), state)
+        ...     print(direction.round(1))
+        [0.6 1. ]
+        [0. 1.]
+    """
+    if not isinstance(tx, optax.GradientTransformation):
+        raise TypeError(f"tx must be a gradient transformation, got {tx!r:.80} of type {type(tx).__name__}")
+    inner = optax.with_extra_args_support(tx)
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, optax.OptState]:
+        directions, state = inner.update(updates, state, params, **extra_args)
+        return jax.tree.map(_agreeing, directions, updates), state
+
+    return uphold(optax.GradientTransformationExtraArgs(inner.init, update))
+
+
+def _agreeing(u: jax.Array, g: jax.Array) -> jax.Array:
+    keep = (u.conj() * jnp.sign(g)).real > 0  # the sign: u g may underflow
+    factor = u.size / (cast(jnp.count_nonzero(keep), u.real.dtype) + 1)
+    return jnp.where(keep, u, 0) * factor
