@@ -1,8 +1,9 @@
 """The whole family on the four surfaces of `race.py`: what suits what?
 
-Every optimizer of adamite runs with every learning rate of the race's grid. Its best score, the geometric mean of f over
-the steps, is a cell of the table, darker where it is lower. What to learn: on two coordinates momentum decides. Members
-that save memory (adam_mini, lion) or serve large models (lamb, stable_adamw) have nothing to gain here.
+Every optimizer of adamite runs with every learning rate of the race's grid. Its best score, the geometric mean of f
+over the steps, is a cell of the table, darker where it is lower. What to learn: on two coordinates momentum decides.
+Members that save memory (adam_mini, lion) or serve large models (lamb, stable_adamw) have nothing to gain here, and
+RAdam pays for its first steps, which are SGD's, at a learning rate that is Adam's.
 """
 
 from pathlib import Path

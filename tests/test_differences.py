@@ -187,3 +187,52 @@ def test_parameters_passed_to_adam_are_checked_though_not_needed():
     optax.adam(1e-2).update(params, optax.adam(1e-2).init(params), {"other": jnp.ones(7)})
     with pytest.raises(ValueError, match=r"updates\['w'\] has no counterpart in params"):
         adamite.adam(1e-2).update(params, adamite.adam(1e-2).init(params), {"other": jnp.ones(7)})
+
+
+def test_adopt_needs_an_epsilon():
+    params = {"w": jnp.ones(2)}
+    updates, _ = (tx := optax.contrib.adopt(1e-2, eps=0.0)).update({"w": jnp.zeros(2)}, tx.init(params), params)
+    assert jnp.isnan(updates["w"]).all()
+    with pytest.raises(ValueError, match="eps must"):
+        adamite.adopt(1e-2, eps=0.0)
+
+
+def test_a_centred_variance_is_never_negative():
+    g = jnp.asarray(np.random.default_rng(0).standard_normal(10_000), jnp.float32)
+
+    def first(library):
+        tx = library.rmsprop(1e-2, centered=True, bias_correction=True)  # the variance of one number is 0, but rounded
+        return jax.jit(tx.update)(g, tx.init(g))[0]
+
+    assert jnp.isnan(first(optax)).sum() > 10
+    assert jnp.isfinite(first(adamite)).all()
+
+
+def test_ademamix_keeps_its_dtypes():
+    params = {"w": jnp.ones(2)}
+
+    def dtypes(tx):
+        state = tx.init(params)
+        after = tx.update(params, state, params)[1]
+        return [[x["w"].dtype.name for x in (s[0].m1, s[0].m2, s[0].nu)] for s in (state, after)]
+
+    kept = ["bfloat16", "bfloat16", "float32"]
+    assert dtypes(adamite.ademamix(1e-2, mu_dtype=BF16)) == [kept, kept]
+    assert dtypes(optax.contrib.ademamix(1e-2, mu_dtype=BF16)) == [["bfloat16"] * 3, ["float32"] * 3]
+
+
+def test_radam_differentiates():
+    def slope(library):
+        tx = library.radam(0.1, eps_root=1e-8)
+
+        def loss(w):
+            state = tx.init(w)
+            for _ in range(7):
+                updates, state = tx.update(w, state, w)
+                w = optax.apply_updates(w, updates)
+            return jnp.sum(w**2)
+
+        return jax.grad(loss)(jnp.ones(2))
+
+    assert jnp.isnan(slope(optax)).all()
+    assert jnp.isfinite(slope(adamite)).all()

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 FOLDER = Path(__file__).parents[2] / "examples"
-SLOW = {"bias_correction", "race"}
+SLOW = {"family", "bias_correction", "race"}
 
 
 def number(output: str, before: str) -> float:
@@ -85,10 +85,19 @@ def classifier(output: str) -> None:
     assert number(output, "test accuracy:") > 0.94
 
 
+def family(output: str) -> None:
+    rows = [line.split() for line in output.splitlines() if " at " in line]
+    scores = {row[0]: [float(row[1 + 3 * column]) for column in range(4)] for row in rows}
+    assert len(scores) >= 17
+    assert all(score < 10 for row in scores.values() for score in row)
+    assert all(a < b for a, b in zip(scores["nadam"], scores["adam"], strict=True))
+
+
 CLAIMS: dict[str, Callable[[str], None]] = {
     "anatomy": anatomy,
     "bias_correction": bias_correction,
     "equinox_loop": classifier,
+    "family": family,
     "flax_linen": classifier,
     "flax_nnx": classifier,
     "gradient_protection": gradient_protection,

@@ -53,14 +53,12 @@ def adam_mini_rule(*, b1: jax.typing.ArrayLike, b2: jax.typing.ArrayLike, eps: j
 def adam_mini_partition(path: KeyPath, leaf: Any) -> tuple[int, ...]:
     """The axes that the blocks of a leaf extend over, from its name and shape.
 
-    | leaf | shape | one block for | axes |
-    |---|---|---|---|
-    | bias, norm: below two axes, or named ``bias`` or ``scale`` | any | the leaf | all |
-    | ``embedding`` and the like | (tokens, features) | a token | the last |
-    | ``kernel`` of ``query`` or ``key`` | (inputs, heads, features) | a head | all but the last but one |
-    | ``kernel`` of ``value`` | (inputs, heads, features) | an output neuron | all but the last two |
-    | ``weight`` (Equinox, PyTorch), embeddings' too | (outputs, ...) | an output neuron | all but the first |
-    | any other: dense, convolution, attention's output | (..., outputs) | an output neuron | all but the last |
+    - A bias or a norm, that is a leaf below two axes or named ``bias`` or ``scale``: one block, all axes.
+    - ``embedding`` and the like, (tokens, features): a block for each token, the last axis.
+    - ``kernel`` of ``query`` or ``key``, (inputs, heads, features): a block for each head, all but the last but one.
+    - ``kernel`` of ``value``, (inputs, heads, features): a block for each output neuron, all axes but the last two.
+    - ``weight`` (Equinox, PyTorch), embeddings' too, (outputs, ...): each output neuron, all axes but the first.
+    - Any other, dense, convolution, attention's output, (..., outputs): each output neuron, all axes but the last.
 
     A query of shape (inputs, heads * features) does not tell its heads; it gets a block for each output neuron, which
     is finer. Leaves that stack several layers along a first axis need a partition of your own.
