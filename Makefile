@@ -41,8 +41,9 @@ examples: .venv/ready  ## run every example, each draws a picture into out/
 bench: .venv/ready  ## step, trace and compile time beside optax, median of paired runs, JSON into out/
 	$(BIN)/python benchmarks/adam_step.py $(ARGS)
 
-parity: .venv/ready  ## install torch beside, for the comparison in `make bench`
+parity: .venv/ready  ## install torch beside, compare with it in float64; `make bench` then times it, too
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pytest tests/parity_torch.py
 
 docs: .venv/ready  ## the manual as HTML, in docs/_build
 	$(BIN)/sphinx-build -W -q -b html docs docs/_build
