@@ -1,8 +1,10 @@
 """What holds for every optimizer alike: refused values, schedules for any hyperparameter, wrappers around it."""
 
+import functools
 import inspect
 
 import chex
+import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 
 import adamite
 from bits import assert_same_bits
+from compilation import compiled
 from specs import SPECS
 
 RECIPES = {spec.make.__name__: spec.make for spec in SPECS if spec.full and spec.make.__module__.startswith("adamite")}
@@ -155,3 +158,52 @@ def test_a_run_is_reproducible():
     for make in RECIPES.values():
         runs = [jax.jit(make(0.1).update)(GRADS, make(0.1).init(PARAMS), PARAMS) for _ in range(2)]
         assert_same_bits(*runs)
+
+
+@each
+def test_sharded_over_eight_devices(name):
+    """State follows the parameters, one program serves all steps, and the numbers are those of one device."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    put = functools.partial(jax.device_put, device=jax.NamedSharding(mesh, jax.P("data")))
+    params = {"w": jnp.linspace(-1.0, 1.0, 32).reshape(8, 4), "b": jnp.ones(8)}
+    tx = RECIPES[name](0.1)
+    states = {"eager": tx.init(put(params)), "jit": jax.jit(tx.init)(put(params))}
+    for state in states.values():
+        for leaf in jax.tree.leaves(state):
+            assert leaf.sharding.num_devices == 8
+            whole = jax.tree.leaves(jax.tree.map(lambda p, x=leaf: p.shape == x.shape, params))
+            assert leaf.sharding.is_fully_replicated != any(whole)
+
+    def train(params, state):
+        @jax.jit
+        def step(params, state):
+            updates, state = tx.update(jax.tree.map(jnp.cos, params), state, params)
+            return optax.apply_updates(params, updates), state
+
+        before = compiled()
+        for _ in range(3):
+            params, state = step(params, state)
+        assert compiled() - before == 1
+        return params, state
+
+    chex.assert_trees_all_close(train(put(params), states["jit"]), train(params, tx.init(params)), rtol=2e-6, atol=1e-7)
+
+
+TWINS = [spec for spec in SPECS if spec.twin and spec.full]
+
+
+@pytest.mark.parametrize("spec", TWINS, ids=str)
+def test_checkpoints_go_to_optax_and_back(spec):
+    """Two steps here, saved and restored there, two steps, saved and restored here, two more: as if never moved."""
+
+    def walk(tx, state, steps=2):
+        update = jax.jit(tx.update)
+        for _ in range(steps):
+            _, state = update(GRADS, state, PARAMS)
+        return state
+
+    ours, theirs = spec.build(), spec.build_twin()
+    state = walk(ours, ours.init(PARAMS))
+    for tx in (theirs, ours):
+        state = walk(tx, flax.serialization.from_bytes(tx.init(PARAMS), flax.serialization.to_bytes(state)))
+    assert_same_bits(state, walk(theirs, theirs.init(PARAMS), 6))

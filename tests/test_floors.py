@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import statistics
 import sys
 
 import pytest
@@ -82,6 +83,11 @@ def test_an_import_that_goes_up_is_seen(room, line):
 
 def test_files_are_short():
     assert {str(p): n for p in FILES if (n := len(p.read_text().splitlines())) > 300} == {}
+
+
+def test_an_algorithm_is_read_in_a_sitting():
+    lengths = [len(p.read_text().splitlines()) for p in (ROOT / "algorithms").glob("[a-z]*.py")]
+    assert statistics.median(lengths) <= 120
 
 
 def test_public_names_are_what_the_package_says():

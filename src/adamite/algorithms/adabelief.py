@@ -69,18 +69,14 @@ def scale_by_belief(
     Args:
         b1: see `adamite.scale_by_adam`.
         b2: in [0, 1), per step: how much of the mean squared error of the mean gradient is kept.
-        eps: finite, >= 0, in the gradient's unit: added to the root.
-        eps_root: finite, >= 0, in the squared gradient's unit: added to the second moment at every step. It must not
-            be 0 when you differentiate through the optimizer.
+        eps: finite, >= 0: added to the root.
+        eps_root: finite, >= 0, in the squared gradient's unit: added to the second moment at every step.
         nesterov: see `adamite.scale_by_adam`.
 
     Returns:
         The transformation. Its state is ``optax.ScaleByBeliefState(count, mu, nu)``: int32 of shape (), and two trees
-        of the parameters' structure and shapes, at least float32; ``nu`` is real.
-
-    Raises:
-        ValueError: an argument is out of its range; at update, trees differ in structure or shape (with the path).
-        TypeError: an argument or a leaf is the wrong kind of thing; the state is another optimizer's.
+        of the parameters' structure and shapes, at least float32; ``nu`` is real. Errors are those of
+        `adamite.scale_by_adam`.
 
     Example:
         Of two gradients of one size the steady one moves further than the one that alternates:
@@ -92,13 +88,9 @@ def scale_by_belief(
         >>> print(direction.round(2))
         [ 4.96 -0.06]
     """
-    rule = adabelief_rule(
-        b1=checks.decay_rate("b1", b1),
-        b2=checks.decay_rate("b2", b2),
-        eps=checks.non_negative("eps", eps),
-        eps_root=checks.non_negative("eps_root", eps_root),
-        nesterov=checks.flag("nesterov", nesterov),
-    )
+    b1, b2 = checks.decay_rate("b1", b1), checks.decay_rate("b2", b2)
+    eps, eps_root = checks.non_negative("eps", eps), checks.non_negative("eps_root", eps_root)
+    rule = adabelief_rule(b1=b1, b2=b2, eps=eps, eps_root=eps_root, nesterov=checks.flag("nesterov", nesterov))
     return from_rule(rule, optax.ScaleByBeliefState, {"mu": Dense(), "nu": Dense(unsigned=True)})
 
 
@@ -113,15 +105,13 @@ def adabelief(
 ) -> optax.GradientTransformationExtraArgs:
     """AdaBelief: a drop-in for ``optax.adabelief``.
 
-    Arguments and errors are those of `scale_by_belief`; `learning_rate` is `adamite.adam`'s. The state is a tuple: that
-    of `scale_by_belief`, then that of `adamite.scale_by_learning_rate`.
+    Arguments and errors are those of `scale_by_belief`; `learning_rate` is `adamite.adam`'s.
 
     Example:
-        The first step is longer than Adam's, because a tenth of the first gradient (1 - b1) was expected:
+        Longer than Adam's first step, for a tenth of the gradient was expected:
 
         >>> tx = adabelief(0.1)
-        >>> updates, _ = tx.update(jnp.array([1.0, -20.0]), tx.init(jnp.zeros(2)))
-        >>> print(updates.round(2))
+        >>> print(tx.update(jnp.array([1.0, -20.0]), tx.init(jnp.zeros(2)))[0].round(2))
         [-0.11  0.11]
     """
     return chain(scale_by_belief(b1, b2, eps, eps_root, nesterov=nesterov), scale_by_learning_rate(learning_rate))

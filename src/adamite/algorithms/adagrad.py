@@ -52,11 +52,7 @@ def scale_by_rss(
 
     Returns:
         The transformation. Its state is ``optax.ScaleByRssState(sum_of_squares)``, a tree of the parameters' structure
-        and shapes, at least float32 and real.
-
-    Raises:
-        ValueError: an argument is out of its range; at update, trees differ in structure or shape (with the path).
-        TypeError: an argument or a leaf is the wrong kind of thing; the state is another optimizer's.
+        and shapes, at least float32 and real. Errors are those of `adamite.scale_by_adam`.
 
     Example:
         Under a constant gradient of any size the t-th direction is 1 / sqrt(t):

@@ -64,11 +64,7 @@ def scale_by_adam_atan2(
         b: finite, >= 0: how soon it saturates. ``a = b`` is Adam's size for small m, and Adam itself as both grow.
 
     Returns:
-        The transformation. Its state is that of `adamite.scale_by_adam`.
-
-    Raises:
-        ValueError: an argument is out of its range; at update, trees differ in structure or shape (with the path).
-        TypeError: an argument or a leaf is the wrong kind of thing; the state is another optimizer's.
+        The transformation. Its state is that of `adamite.scale_by_adam`. Errors are those of `adamite.scale_by_adam`.
 
     Example:
         After one step the direction is pi / 4 times the gradient's sign, whatever its size:

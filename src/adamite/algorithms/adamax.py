@@ -60,12 +60,9 @@ def scale_by_adamax(
         eps: finite, >= 0, in the gradient's unit: added to every gradient's size.
 
     Returns:
-        The transformation. Its state is ``optax.ScaleByAdamState(count, mu, nu)``: int32 of shape (), and two trees
-        of the parameters' structure and shapes, at least float32; ``nu`` is real.
-
-    Raises:
-        ValueError: an argument is out of its range; at update, trees differ in structure or shape (with the path).
-        TypeError: an argument or a leaf is the wrong kind of thing; the state is another optimizer's.
+        The transformation. Its state is ``optax.ScaleByAdamState(count, mu, nu)``: int32 of shape (), and two trees of
+        the parameters' structure and shapes, at least float32; ``nu`` is real. Errors are those of
+        `adamite.scale_by_adam`.
 
     Example:
         After a large gradient the next ones count for little:
@@ -116,19 +113,7 @@ def adamaxw(
 ) -> optax.GradientTransformationExtraArgs:
     """AdaMax with decoupled weight decay: a drop-in for ``optax.adamaxw``. Its update needs `params`.
 
-    Arguments and errors are those of `adamax`; `weight_decay` and `mask` are `adamite.adamw`'s. The state is a tuple:
-    that of `scale_by_adamax`, of `adamite.add_decayed_weights` and of `adamite.scale_by_learning_rate`.
-
-    Example:
-        With a zero gradient only the decay acts:
-
-        >>> tx, params = adamaxw(0.1, weight_decay=0.5), jnp.array([2.0, -4.0])
-        >>> updates, _ = tx.update(jnp.zeros(2), tx.init(params), params)
-        >>> print(updates)
-        [-0.1  0.2]
+    Arguments and errors are those of `adamax`; `weight_decay` and `mask` are `adamite.adamw`'s, as is the example.
     """
-    return chain(
-        scale_by_adamax(b1, b2, eps),
-        add_decayed_weights(weight_decay, mask),
-        scale_by_learning_rate(learning_rate),
-    )
+    direction, decay = scale_by_adamax(b1, b2, eps), add_decayed_weights(weight_decay, mask)
+    return chain(direction, decay, scale_by_learning_rate(learning_rate))

@@ -86,11 +86,8 @@ def scale_by_ademamix(
 
     Returns:
         The transformation. Its state is ``optax.contrib.ScaleByAdemamixState(count, count_m2, m1, m2, nu)``: two int32
-        of shape (), and three trees of the parameters' structure and shapes, at least float32; ``nu`` is real.
-
-    Raises:
-        ValueError: an argument is out of its range; at update, trees differ in structure or shape (with the path).
-        TypeError: an argument or a leaf is the wrong kind of thing; the state is another optimizer's.
+        of shape (), and three trees of the parameters' structure and shapes, at least float32; ``nu`` is real. Errors
+        are those of `adamite.scale_by_adam`.
 
     Example:
         With the default b3 the slow mean has taken in a ten-thousandth of the first gradient:

@@ -84,11 +84,8 @@ def scale_by_adopt(
         clip_value_fn: the bound, finite and >= 0, or a schedule: from the number of updates so far to the bound.
 
     Returns:
-        The transformation. Its state is ``optax.ScaleByAdamState(count, mu, nu)``, as `adamite.scale_by_adam`'s.
-
-    Raises:
-        ValueError: an argument is out of its range; at update, trees differ in structure or shape (with the path).
-        TypeError: an argument or a leaf is the wrong kind of thing; the state is another optimizer's.
+        The transformation. Its state is ``optax.ScaleByAdamState(count, mu, nu)``, as `adamite.scale_by_adam`'s. Errors
+        are those of `adamite.scale_by_adam`.
 
     Example:
         The first gradient sets the scale; the second, ten times as large, is clipped to 1:

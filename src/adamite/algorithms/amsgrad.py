@@ -87,11 +87,8 @@ def scale_by_amsgrad(
 
     Returns:
         The transformation. Its state is ``optax.ScaleByAmsgradState(count, mu, nu, nu_max)``: int32 of shape (), and
-        three trees of the parameters' structure and shapes, at least float32; ``nu`` and ``nu_max`` are real.
-
-    Raises:
-        ValueError: an argument is out of its range; at update, trees differ in structure or shape (with the path).
-        TypeError: an argument or a leaf is the wrong kind of thing; the state is another optimizer's.
+        three trees of the parameters' structure and shapes, at least float32; ``nu`` and ``nu_max`` are real. Errors
+        are those of `adamite.scale_by_adam`.
 
     Example:
         A gradient ten times the others is remembered, even where Adam forgets within a step (b2 = 0):

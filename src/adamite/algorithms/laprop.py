@@ -64,11 +64,8 @@ def scale_by_laprop(
         mu_dtype: see `adamite.scale_by_adam`.
 
     Returns:
-        The transformation. Its state has the class and the shapes of that of `adamite.scale_by_adam`.
-
-    Raises:
-        ValueError: an argument is out of its range; at update, trees differ in structure or shape (with the path).
-        TypeError: an argument or a leaf is the wrong kind of thing; the state is another optimizer's.
+        The transformation. Its state has the class and the shapes of that of `adamite.scale_by_adam`. Errors are those
+        of `adamite.scale_by_adam`.
 
     Example:
         A gradient a thousand times smaller counts for its sign at once where b2 is small; Adam still follows the old:

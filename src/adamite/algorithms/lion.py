@@ -74,11 +74,7 @@ def scale_by_lion(
 
     Returns:
         The transformation. Its state is ``optax.ScaleByLionState(count, mu)``: int32 of shape (), and a tree of the
-        parameters' structure and shapes, at least float32.
-
-    Raises:
-        ValueError: an argument is out of its range; at update, trees differ in structure or shape (with the path).
-        TypeError: an argument or a leaf is the wrong kind of thing; the state is another optimizer's.
+        parameters' structure and shapes, at least float32. Errors are those of `adamite.scale_by_adam`.
 
     Example:
         >>> for mode in ("hard", "smooth", "refined"):
@@ -95,8 +91,7 @@ def scale_by_lion(
         mode=checks.one_of("mode", mode, ("hard", "smooth", "refined")),
         smooth_beta=checks.non_negative("smooth_beta", smooth_beta),
     )
-    mu_dtype = checks.floating_dtype("mu_dtype", mu_dtype)
-    return from_rule(rule, optax.ScaleByLionState, {"mu": Dense(mu_dtype)})
+    return from_rule(rule, optax.ScaleByLionState, {"mu": Dense(checks.floating_dtype("mu_dtype", mu_dtype))})
 
 
 def lion(
@@ -110,23 +105,15 @@ def lion(
     """Lion: a drop-in for ``optax.lion``. Its update needs `params`.
 
     Arguments and errors are those of `scale_by_lion`; `learning_rate`, `weight_decay` and `mask` are `adamite.adamw`'s.
-    Coming from AdamW, take a learning rate 3 to 10 times smaller and a weight decay as many times larger. The state is
-    a tuple: that of `scale_by_lion`, of `adamite.add_decayed_weights` and of `adamite.scale_by_learning_rate`.
+    Coming from AdamW, take a learning rate 3 to 10 times smaller and a weight decay as many times larger.
 
     Example:
-        Every weight moves by the learning rate, and by its decay where there is one:
-
-        >>> params = {"w": jnp.array([2.0]), "b": jnp.array([2.0])}
-        >>> tx = lion(0.1, weight_decay=0.5, mask={"w": True, "b": False})
-        >>> updates, _ = tx.update({"w": jnp.array([1e-5]), "b": jnp.array([7.0])}, tx.init(params), params)
-        >>> print(updates["w"], updates["b"])
-        [-0.2] [-0.1]
+        >>> tx, params = lion(0.1, weight_decay=0.5), jnp.array([2.0, 4.0])
+        >>> print(tx.update(jnp.array([1e-5, -7.0]), tx.init(params), params)[0])
+        [-0.2 -0.1]
     """
-    return chain(
-        scale_by_lion(b1, b2, mu_dtype),
-        add_decayed_weights(weight_decay, mask),
-        scale_by_learning_rate(learning_rate),
-    )
+    direction, decay = scale_by_lion(b1, b2, mu_dtype), add_decayed_weights(weight_decay, mask)
+    return chain(direction, decay, scale_by_learning_rate(learning_rate))
 
 
 def _tanh(x: jax.Array) -> jax.Array:

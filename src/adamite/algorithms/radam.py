@@ -88,12 +88,9 @@ def scale_by_radam(
         nesterov: see `adamite.scale_by_adam`.
 
     Returns:
-        The transformation. Its state is ``optax.ScaleByAdamState(count, mu, nu)``: int32 of shape (), and two trees
-        of the parameters' structure and shapes, at least float32; ``nu`` is real.
-
-    Raises:
-        ValueError: an argument is out of its range; at update, trees differ in structure or shape (with the path).
-        TypeError: an argument or a leaf is the wrong kind of thing; the state is another optimizer's.
+        The transformation. Its state is ``optax.ScaleByAdamState(count, mu, nu)``: int32 of shape (), and two trees of
+        the parameters' structure and shapes, at least float32; ``nu`` is real. Errors are those of
+        `adamite.scale_by_adam`.
 
     Example:
         Five steps follow the mean gradient; the sixth is Adam's, 1, times a small r:

@@ -87,11 +87,7 @@ def scale_by_rms(
     Returns:
         The transformation. Its state is optax's ``ScaleByRmsState(nu)`` or, with a bias correction,
         ``ScaleByRmsWithCountState(count, nu)``; ``nu`` is a tree of the parameters' structure and shapes, real and at
-        least float32.
-
-    Raises:
-        ValueError: an argument is out of its range; at update, trees differ in structure or shape (with the path).
-        TypeError: an argument or a leaf is the wrong kind of thing; the state is another optimizer's.
+        least float32. Errors are those of `adamite.scale_by_adam`.
 
     Example:
         The mean starts from 0, so that the first direction is the sign over sqrt(1 - decay):

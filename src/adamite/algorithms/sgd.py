@@ -52,10 +52,7 @@ def trace(
 
     Returns:
         The transformation. Its state is ``optax.TraceState(trace)``, a tree of the parameters' structure and shapes.
-
-    Raises:
-        ValueError: an argument is out of its range; at update, trees differ in structure or shape (with the path).
-        TypeError: an argument or a leaf is the wrong kind of thing; the state is another optimizer's.
+        Errors are those of `adamite.scale_by_adam`.
 
     Example:
         >>> import jax.numpy as jnp

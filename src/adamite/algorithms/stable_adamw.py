@@ -66,11 +66,7 @@ def scale_by_stable_adam(
         mu_dtype: see `adamite.scale_by_adam`.
 
     Returns:
-        The transformation. Its state is that of `adamite.scale_by_adam`.
-
-    Raises:
-        ValueError: an argument is out of its range; at update, trees differ in structure or shape (with the path).
-        TypeError: an argument or a leaf is the wrong kind of thing; the state is another optimizer's.
+        The transformation. Its state is that of `adamite.scale_by_adam`. Errors are those of `adamite.scale_by_adam`.
 
     Example:
         After fifty gradients of 1 comes one of 1000. Adam's direction would be 0.63; r is 6.3, and divides it:
