@@ -99,7 +99,7 @@ UNCORRECTED = ({"bias_correction": False}, {"bias_correction": False, "nesterov"
 
 
 def lion_mode(
-    learning_rate: Any, b1: Any = 0.9, b2: Any = 0.99, weight_decay: Any = 1e-3, **mode: Any
+    learning_rate: optax.ScalarOrSchedule, b1: Any = 0.9, b2: Any = 0.99, weight_decay: Any = 1e-3, **mode: Any
 ) -> optax.GradientTransformationExtraArgs:
     """Lion with another mode than its recipe's."""
     direction = adamite.scale_by_lion(b1, b2, **mode)
