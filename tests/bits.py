@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 
 def bits(x: Any) -> np.ndarray:
@@ -18,3 +19,18 @@ def assert_same_bits(ours: Any, theirs: Any) -> None:
         assert np.asarray(a).dtype == np.asarray(b).dtype, where
         assert np.shape(a) == np.shape(b), where
         np.testing.assert_array_equal(bits(a), bits(b), err_msg=where)
+
+
+def trajectory(tx: optax.GradientTransformation, params: Any, gradients: Any) -> Any:
+    """All updates and states, and the last parameters, of a jitted scan over stacked gradients."""
+
+    @jax.jit
+    def run(params: Any, state: Any, gradients: Any) -> Any:
+        def step(carry: Any, g: Any) -> Any:
+            params, state = carry
+            updates, state = tx.update(g, state, params)
+            return (optax.apply_updates(params, updates), state), (updates, state)
+
+        return jax.lax.scan(step, (params, state), gradients)
+
+    return run(params, tx.init(params), gradients)

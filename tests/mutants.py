@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 
 sys.path[:0] = [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parent / "algorithms")]
-from test_adam_is_the_paper import test_complex_is_the_paper_with_the_modulus  # noqa: E402
-from test_golden import GOLDEN, error, ours, paper  # noqa: E402
+from test_adam_is_the_paper import test_complex_is_the_paper_with_the_modulus  # noqa: E402 (found by the line above)
+from test_golden import GOLDEN, error, ours, paper  # noqa: E402 (the same)
 
 EQUIVALENT: dict[str, str] = {
     "return 1 - b1**t, 1 - b2**t, (1 - b1 ** optax.safe_increment(t)) if nesterov else 1   |   1 -> 2": (
@@ -32,7 +32,7 @@ EQUIVALENT: dict[str, str] = {
     ),
     "r = jnp.sqrt(jnp.where(trusted, square, 1))   |   1 -> 2": "r is read only where it is trusted",
 }
-"""What a mutant says of itself -> why no trajectory can tell it from the original."""
+"""What a mutant says of itself -> why no golden trajectory can tell it from the original."""
 
 OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Pow: ast.Mult}
 COMPARISONS = {ast.GtE: ast.Lt, ast.Gt: ast.LtE, ast.Lt: ast.GtE, ast.LtE: ast.Gt}

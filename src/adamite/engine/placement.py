@@ -27,6 +27,7 @@ def beside(leaf: Any, stored: Any) -> Any:
             or any(n not in (1, m) for n, m in zip(x.shape, leaf.shape, strict=True))
         ):
             return x
+        # Only arrays of one shape can be tied: tie the broadcast one, and take the axes of length 1 out again.
         whole = shard_alike(leaf, jnp.broadcast_to(x, leaf.shape))[1]
         return whole.max([axis for axis, n in enumerate(x.shape) if n == 1], keepdims=True)
 
