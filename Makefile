@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help train test test-all mutants lint types examples bench docs parity lock clean
+.PHONY: help train test test-all mutants lint types examples bench bench-lean bench-codes bench-memory tpu-check docs parity lock clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 20
@@ -40,6 +40,22 @@ examples: .venv/ready  ## run every example, each draws a picture into out/
 
 bench: .venv/ready  ## step, trace and compile time beside optax, median of paired runs, JSON into out/
 	$(BIN)/python benchmarks/adam_step.py $(ARGS)
+
+bench-lean: .venv/ready  ## final loss, bytes and time of every way to keep moments and weights (half an hour)
+	$(BIN)/python benchmarks/lean.py $(ARGS)
+
+bench-codes: .venv/ready  ## what 8-bit codes do to Adam's step
+	$(BIN)/python benchmarks/codes.py $(ARGS)
+
+bench-memory: .venv/ready  ## bytes that a step keeps and needs beside, from the compiler
+	$(BIN)/python benchmarks/step_memory.py $(ARGS)
+
+tpu-check: out/libtpu  ## the same from the TPU compiler, and the bytes it moves; needs no TPU
+	JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 TPU_LIBRARY_PATH=$(CURDIR)/$</libtpu/libtpu.so \
+	  $(BIN)/python benchmarks/step_memory.py --tpu --out out/tpu-check.json 2>&1 | grep -v "TPU_WORKER_HOSTNAMES\|accelerator type\|InitGoogle\|Source Location\|libtpu_init"
+
+out/libtpu: .venv/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ libtpu==0.0.42.1
 
 parity: .venv/ready  ## install torch beside, compare with it in float64; `make bench` then times it, too
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0

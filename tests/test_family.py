@@ -37,6 +37,8 @@ REFUSED = {
     "accumulator_dtype": "int8",
     "mask": "all",
     "partition": 3,
+    "moments": "int7",
+    "rounding": "up",
     "clip_value_fn": "a quarter",
     **dict.fromkeys(
         [

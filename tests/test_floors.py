@@ -11,13 +11,14 @@ import adamite
 
 ROOT = pathlib.Path(__file__).parent.parent / "src" / "adamite"
 FLOORS = [
-    {"numerics", "checks"},
+    {"numerics", "checks", "random_bits"},
+    {"rounding"},
     {"storage"},
     {"engine"},
     {"learning_rate", "regularization"},
     {"algorithms"},
-    {"cautious"},
-    {"__init__"},
+    {"cautious", "convert", "memory"},
+    {"__init__", "__main__"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(ROOT.rglob("*.py"))
@@ -75,6 +76,7 @@ def test_every_room_has_a_floor():
         ("checks.py", "from adamite import adam"),
         ("learning_rate.py", "import torch"),
         ("numerics.py", "from jax._src import core"),
+        ("convert.py", "from adamite.__main__ import main"),
     ],
 )
 def test_an_import_that_goes_up_is_seen(room, line):
@@ -87,7 +89,7 @@ def test_files_are_short():
 
 def test_an_algorithm_is_read_in_a_sitting():
     lengths = [len(p.read_text().splitlines()) for p in (ROOT / "algorithms").glob("[a-z]*.py")]
-    assert statistics.median(lengths) <= 120
+    assert statistics.median(lengths) <= 130
 
 
 def test_public_names_are_what_the_package_says():

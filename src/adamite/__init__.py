@@ -17,14 +17,20 @@ from adamite.algorithms.rmsprop import rmsprop, scale_by_rms, scale_by_stddev
 from adamite.algorithms.sgd import sgd, trace
 from adamite.algorithms.stable_adamw import scale_by_stable_adam, stable_adamw
 from adamite.cautious import cautious
-from adamite.engine import chain
+from adamite.convert import convert_moments
+from adamite.engine import RoundingState, chain, full_weights, round_weights
 from adamite.learning_rate import scale_by_learning_rate
+from adamite.memory import MemoryReport, memory_report
 from adamite.numerics import bias_correction, update_moment
 from adamite.regularization import add_decayed_weights, add_l1, soft_threshold
+from adamite.storage import Quantized
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "MemoryReport",
+    "Quantized",
+    "RoundingState",
     "adabelief",
     "adagrad",
     "adam",
@@ -42,13 +48,17 @@ __all__ = [
     "bias_correction",
     "cautious",
     "chain",
+    "convert_moments",
+    "full_weights",
     "lamb",
     "laprop",
     "lion",
+    "memory_report",
     "nadam",
     "nadamw",
     "radam",
     "rmsprop",
+    "round_weights",
     "scale_by_adam",
     "scale_by_adam_atan2",
     "scale_by_adam_mini",

@@ -119,6 +119,24 @@ def differentiable(tree: Any, name: str) -> None:
             )
 
 
+def states(state: Any, count: int) -> tuple[Any, ...]:
+    """A tuple of so many parts' states."""
+    if not isinstance(state, (tuple, list)) or len(state) != count:
+        got = f"{len(state)} of them" if isinstance(state, (tuple, list)) else type(state).__name__
+        raise TypeError(
+            f"state must be a tuple of the {count} parts' states, got {got}: "
+            "is it what this optimizer's init gave, in update(updates, state, params)?"
+        )
+    return tuple(state)
+
+
+def seed(value: Any) -> int:
+    """A whole number."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise TypeError(f"seed must be a whole number, got {_describe(value)}")
+    return int(value)
+
+
 def _or_schedule(check: Callable[[str, Any], Any], name: str, value: Any) -> Any:
     if callable(value):
         return value

@@ -3,13 +3,13 @@
 import optax
 
 from adamite import checks
-from adamite.engine import uphold
+from adamite.engine import by_number
 
 
 def scale_by_learning_rate(
     learning_rate: optax.ScalarOrSchedule, *, flip_sign: bool = True
 ) -> optax.GradientTransformationExtraArgs:
-    """Multiply updates by minus the learning rate: optax's, with its argument checked and its arithmetic in float32.
+    """Multiply updates by minus the learning rate, in float32: a drop-in for ``optax.scale_by_learning_rate``.
 
     Args:
         learning_rate: a finite number >= 0, an array of shape (), or a schedule: a function from the number of updates
@@ -34,5 +34,5 @@ def scale_by_learning_rate(
         [-0.75  1.5 ]
         [-0.5  1. ]
     """
-    checks.flag("flip_sign", flip_sign)
-    return uphold(optax.scale_by_learning_rate(checks.learning_rate(learning_rate), flip_sign=flip_sign))
+    sign = -1 if checks.flag("flip_sign", flip_sign) else 1
+    return by_number(lambda u, _, s: s * u, checks.learning_rate(learning_rate), sign=sign)

@@ -20,9 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from adamite import checks
-from adamite.engine import uphold
-from adamite.engine.matching import counterparts
-from adamite.numerics import is_none, widen
+from adamite.engine import by_number
 
 
 def add_decayed_weights(
@@ -52,9 +50,10 @@ def add_decayed_weights(
         [0.1 0.1] [0. 0.]
     """
     decay = checks.non_negative_or_schedule("weight_decay", weight_decay)
-    if checks.flag("after_learning_rate", after_learning_rate):
-        decay = _negative(decay)
-    return _needs_params(optax.add_decayed_weights(decay), mask)
+    sign = -1 if checks.flag("after_learning_rate", after_learning_rate) else 1
+    none = isinstance(decay, float) and decay == 0  # optax's shortcut; 0 times an infinite weight would be NaN
+    counted = type(jax.eval_shape(optax.add_decayed_weights(decay).init, ()))
+    return _per_weight(lambda u, p, s: u if none else u + s * p, decay, mask, sign, counted)
 
 
 def add_l1(strength: optax.ScalarOrSchedule = 0.0, mask: Any = None) -> optax.GradientTransformationExtraArgs:
@@ -76,7 +75,8 @@ def add_l1(strength: optax.ScalarOrSchedule = 0.0, mask: Any = None) -> optax.Gr
         >>> print(tx.update(jnp.zeros(3), tx.init(params), params)[0])
         [ 0.1 -0.1  0. ]
     """
-    return _per_weight(lambda u, p, s: u + s * jnp.sign(p), "strength", strength, mask)
+    strength = checks.non_negative_or_schedule("strength", strength)
+    return _per_weight(lambda u, p, s: u + s * jnp.sign(p), strength, mask)
 
 
 def soft_threshold(threshold: optax.ScalarOrSchedule = 0.0, mask: Any = None) -> optax.GradientTransformationExtraArgs:
@@ -106,60 +106,15 @@ def soft_threshold(threshold: optax.ScalarOrSchedule = 0.0, mask: Any = None) ->
         aim = p + u
         return jnp.sign(aim) * jnp.maximum(jnp.abs(aim) - s, 0) - p
 
-    return _per_weight(shrink, "threshold", threshold, mask)
-
-
-def _negative(value: Any) -> Any:
-    schedule: Callable[[Any], Any] = value
-    return (lambda count: -schedule(count)) if callable(value) else -value
-
-
-def _needs_params(tx: optax.GradientTransformation, mask: Any) -> optax.GradientTransformationExtraArgs:
-    """`tx` where `mask` says, under the contract. It sees the parameters, which must be given, in at least float32."""
-    inner = optax.with_extra_args_support(tx if checks.mask(mask) is None else optax.masked(tx, mask))
-
-    def init(params: optax.Params) -> optax.OptState:
-        _covered(mask, params)
-        return inner.init(params)
-
-    def update(
-        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra_args: Any
-    ) -> tuple[optax.Updates, optax.OptState]:
-        if params is None:
-            raise ValueError("weights cannot be regularized without params: call update(updates, state, params)")
-        counterparts(updates, params, "params")
-        _covered(mask, params)
-        return inner.update(updates, state, jax.tree.map(widen, params), **extra_args)
-
-    return uphold(optax.GradientTransformationExtraArgs(init, update))
-
-
-def _covered(mask: Any, params: optax.Params) -> None:
-    """Refuse a mask that does not fit. A tree without leaves is `optax.tree_map_params` asking for a state's form."""
-    if mask is None or callable(mask) or not jax.tree.leaves(params):
-        return
-    try:
-        jax.tree.map(lambda *_: None, mask, params)
-    except ValueError:
-        raise ValueError(
-            f"mask must have the structure of params or a prefix of it, got {jax.tree.structure(mask)!s:.200} "
-            f"for {jax.tree.structure(params)!s:.200}"
-        ) from None
+    return _per_weight(shrink, checks.non_negative_or_schedule("threshold", threshold), mask)
 
 
 def _per_weight(
-    change: Callable[[jax.Array, jax.Array, Any], jax.Array], name: str, value: optax.ScalarOrSchedule, mask: Any
+    change: Callable[[jax.Array, jax.Array, Any], jax.Array],
+    value: optax.ScalarOrSchedule,
+    mask: Any,
+    sign: int = 1,
+    counted: type[Any] = optax.ScaleByScheduleState,
 ) -> optax.GradientTransformationExtraArgs:
-    """The transformation ``u <- change(u, p, s)``, where s is `value`, or what that schedule says."""
-    value = checks.non_negative_or_schedule(name, value)
-
-    def init(params: optax.Params) -> optax.OptState:
-        del params
-        return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32)) if callable(value) else optax.EmptyState()
-
-    def update(updates: optax.Updates, state: Any, params: optax.Params | None = None) -> tuple[Any, Any]:
-        s = value(state.count) if callable(value) else value
-        new = jax.tree.map(lambda u, p: None if u is None else change(u, p, s), updates, params, is_leaf=is_none)
-        return new, state._replace(count=optax.safe_increment(state.count)) if callable(value) else state
-
-    return _needs_params(optax.GradientTransformation(init, update), mask)
+    needs = "weights cannot be regularized without params"
+    return by_number(change, value, sign=sign, counted=counted, mask=checks.mask(mask), needs_params=needs)

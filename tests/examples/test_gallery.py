@@ -93,6 +93,22 @@ def family(output: str) -> None:
     assert all(a < b for a, b in zip(scores["nadam"], scores["adam"], strict=True))
 
 
+def memory(output: str) -> None:
+    for problem in ("digits", "language"):
+        furthest = number(output, f"{problem}: furthest recommended pair")
+        plain = number(output, f"{problem}: .* optax's plain bfloat16")
+        assert furthest <= 1 < 3 < plain
+
+
+def formats(output: str) -> None:
+    def error(name: str, size: str) -> float:
+        return number(output, f"{name} [^\n]*error at {size}:")
+
+    assert error("bfloat16", "0.0001") < 0.004
+    assert error("int8, v", "0.1") < error("int8, v", "0.0001") < 0.2
+    assert error("float8, v", "0.0001") < 0.03
+
+
 CLAIMS: dict[str, Callable[[str], None]] = {
     "anatomy": anatomy,
     "bias_correction": bias_correction,
@@ -100,7 +116,9 @@ CLAIMS: dict[str, Callable[[str], None]] = {
     "family": family,
     "flax_linen": classifier,
     "flax_nnx": classifier,
+    "formats": formats,
     "gradient_protection": gradient_protection,
+    "memory": memory,
     "optax_pipeline": optax_pipeline,
     "plain_jax": classifier,
     "pmap_eight": pmap_eight,

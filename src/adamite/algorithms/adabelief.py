@@ -63,6 +63,7 @@ def scale_by_belief(
     eps_root: jax.typing.ArrayLike = 1e-16,
     *,
     nesterov: bool = False,
+    moments: Any = "float32",
 ) -> optax.GradientTransformationExtraArgs:
     """AdaBelief's direction, not yet scaled by a learning rate nor negated.
 
@@ -72,6 +73,7 @@ def scale_by_belief(
         eps: finite, >= 0: added to the root.
         eps_root: finite, >= 0, in the squared gradient's unit: added to the second moment at every step.
         nesterov: see `adamite.scale_by_adam`.
+        moments: see `adamite.scale_by_adam`.
 
     Returns:
         The transformation. Its state is ``optax.ScaleByBeliefState(count, mu, nu)``: int32 of shape (), and two trees
@@ -91,7 +93,7 @@ def scale_by_belief(
     b1, b2 = checks.decay_rate("b1", b1), checks.decay_rate("b2", b2)
     eps, eps_root = checks.non_negative("eps", eps), checks.non_negative("eps_root", eps_root)
     rule = adabelief_rule(b1=b1, b2=b2, eps=eps, eps_root=eps_root, nesterov=checks.flag("nesterov", nesterov))
-    return from_rule(rule, optax.ScaleByBeliefState, {"mu": Dense(), "nu": Dense(unsigned=True)})
+    return from_rule(rule, optax.ScaleByBeliefState, {"mu": Dense(), "nu": Dense(unsigned=True)}, moments)
 
 
 def adabelief(
@@ -102,6 +104,8 @@ def adabelief(
     eps_root: jax.typing.ArrayLike = 1e-16,
     *,
     nesterov: bool = False,
+    moments: Any = "float32",
+    rounding: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """AdaBelief: a drop-in for ``optax.adabelief``.
 
@@ -114,4 +118,8 @@ def adabelief(
         >>> print(tx.update(jnp.array([1.0, -20.0]), tx.init(jnp.zeros(2)))[0].round(2))
         [-0.11  0.11]
     """
-    return chain(scale_by_belief(b1, b2, eps, eps_root, nesterov=nesterov), scale_by_learning_rate(learning_rate))
+    return chain(
+        scale_by_belief(b1, b2, eps, eps_root, nesterov=nesterov, moments=moments),
+        scale_by_learning_rate(learning_rate),
+        rounding=rounding,
+    )

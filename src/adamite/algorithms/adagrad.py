@@ -41,7 +41,7 @@ def rss_rule(*, eps: jax.typing.ArrayLike) -> Rule:
 
 
 def scale_by_rss(
-    initial_accumulator_value: jax.typing.ArrayLike = 0.1, eps: jax.typing.ArrayLike = 1e-7
+    initial_accumulator_value: jax.typing.ArrayLike = 0.1, eps: jax.typing.ArrayLike = 1e-7, *, moments: Any = "float32"
 ) -> optax.GradientTransformationExtraArgs:
     """Adagrad's direction, not yet scaled by a learning rate nor negated.
 
@@ -49,6 +49,7 @@ def scale_by_rss(
         initial_accumulator_value: finite, >= 0, in the squared gradient's unit: what the sum starts from. Gradients
             much below its root move little at first. torch starts from 0.
         eps: finite, >= 0, in the squared gradient's unit: added inside the root.
+        moments: see `adamite.scale_by_adam`.
 
     Returns:
         The transformation. Its state is ``optax.ScaleByRssState(sum_of_squares)``, a tree of the parameters' structure
@@ -66,13 +67,16 @@ def scale_by_rss(
     """
     initial = checks.non_negative("initial_accumulator_value", initial_accumulator_value)
     rule = rss_rule(eps=checks.non_negative("eps", eps))
-    return from_rule(rule, optax.ScaleByRssState, {"sum_of_squares": Dense(unsigned=True, initial=initial)})
+    return from_rule(rule, optax.ScaleByRssState, {"sum_of_squares": Dense(unsigned=True, initial=initial)}, moments)
 
 
 def adagrad(
     learning_rate: optax.ScalarOrSchedule,
     initial_accumulator_value: jax.typing.ArrayLike = 0.1,
     eps: jax.typing.ArrayLike = 1e-7,
+    *,
+    moments: Any = "float32",
+    rounding: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adagrad: a drop-in for ``optax.adagrad``.
 
@@ -90,6 +94,7 @@ def adagrad(
         [3. 3.]
     """
     return chain(
-        scale_by_rss(initial_accumulator_value, eps),
+        scale_by_rss(initial_accumulator_value, eps, moments=moments),
         scale_by_learning_rate(learning_rate),
+        rounding=rounding,
     )

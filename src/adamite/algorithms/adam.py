@@ -72,6 +72,7 @@ def scale_by_adam(
     *,
     nesterov: bool = False,
     bias_correction: bool = True,
+    moments: Any = "float32",
 ) -> optax.GradientTransformationExtraArgs:
     """Adam's direction, not yet scaled by a learning rate nor negated.
 
@@ -85,10 +86,15 @@ def scale_by_adam(
         nesterov: use Nesterov's momentum (NAdam).
         bias_correction: divide the moments by 1 - b^t. BERT's Adam does not: its first steps are 3 to 7
             times larger.
+        moments: how ``mu`` and ``nu`` are kept between steps: "float32" (8 bytes per parameter), "bfloat16" (4, rounded
+            stochastically) or "int8" (2.03, in blocks of 256; leaves of fewer than 4,096 elements stay float32); a pair
+            of these, for the mean and for the mean square, which may also be "float8"; a function from a leaf's path
+            and the leaf to a name or a pair; or an object of `adamite.storage`. Arithmetic is float32 throughout.
 
     Returns:
         The transformation. Its state is ``optax.ScaleByAdamState(count, mu, nu)``: int32 of shape (), and two trees
-        of the parameters' structure and shapes, at least float32; ``nu`` is real.
+        of the parameters' structure and shapes, at least float32; ``nu`` is real. With ``moments="int8"``, or a
+        function, ``mu`` and ``nu`` are each an `adamite.Quantized` of two such trees.
 
     Raises:
         ValueError: an argument is out of its range; at update, trees differ in structure or shape (with the path).
@@ -109,7 +115,7 @@ def scale_by_adam(
     mu_dtype = checks.floating_dtype("mu_dtype", mu_dtype)
 
     rule = adam_rule(b1=b1, b2=b2, eps=eps, eps_root=eps_root, nesterov=nesterov, bias_correction=bias_correction)
-    return from_rule(rule, optax.ScaleByAdamState, {"mu": Dense(mu_dtype), "nu": Dense(unsigned=True)})
+    return from_rule(rule, optax.ScaleByAdamState, {"mu": Dense(mu_dtype), "nu": Dense(unsigned=True)}, moments)
 
 
 def adam(
@@ -122,6 +128,8 @@ def adam(
     *,
     nesterov: bool = False,
     bias_correction: bool = True,
+    moments: Any = "float32",
+    rounding: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam: a drop-in for ``optax.adam``.
 
@@ -134,9 +142,13 @@ def adam(
         mu_dtype: see `scale_by_adam`.
         nesterov: see `scale_by_adam`.
         bias_correction: see `scale_by_adam`.
+        moments: see `scale_by_adam`.
+        rounding: how bfloat16 and float16 weights take their updates, see `adamite.round_weights`: "nearest",
+            "stochastic", "residual8" or "residual16". None, as optax: round the update, then the sum.
 
     Returns:
-        The optimizer. Its state is a tuple: that of `scale_by_adam`, then that of `scale_by_learning_rate`.
+        The optimizer. Its state is a tuple: that of `scale_by_adam`, then that of `scale_by_learning_rate`, then, if
+        there is a rounding, that of `adamite.round_weights`.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -153,8 +165,11 @@ def adam(
         [3. 3.]
     """
     return chain(
-        scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov, bias_correction=bias_correction),
+        scale_by_adam(
+            b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov, bias_correction=bias_correction, moments=moments
+        ),
         scale_by_learning_rate(learning_rate),
+        rounding=rounding,
     )
 
 
@@ -170,6 +185,8 @@ def adamw(
     *,
     nesterov: bool = False,
     bias_correction: bool = True,
+    moments: Any = "float32",
+    rounding: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam with decoupled weight decay: a drop-in for ``optax.adamw``.
 
@@ -184,10 +201,12 @@ def adamw(
         mask: which leaves decay, see `add_decayed_weights`. Biases and norms usually should not.
         nesterov: see `scale_by_adam`.
         bias_correction: see `scale_by_adam`.
+        moments: see `scale_by_adam`.
+        rounding: see `adam`.
 
     Returns:
         The optimizer; its update needs `params`. Its state is a tuple: that of `scale_by_adam`, of
-        `add_decayed_weights` and of `scale_by_learning_rate`.
+        `add_decayed_weights` and of `scale_by_learning_rate`, and of `adamite.round_weights` if there is a rounding.
 
     Raises:
         ValueError: an argument is out of its range; at update, `params` is missing.
@@ -202,9 +221,12 @@ def adamw(
         [-0.1  0.2]
     """
     return chain(
-        scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov, bias_correction=bias_correction),
+        scale_by_adam(
+            b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov, bias_correction=bias_correction, moments=moments
+        ),
         add_decayed_weights(weight_decay, mask),
         scale_by_learning_rate(learning_rate),
+        rounding=rounding,
     )
 
 
@@ -218,9 +240,14 @@ def nadam(
     *,
     nesterov: bool = True,
     bias_correction: bool = True,
+    moments: Any = "float32",
+    rounding: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """`adam` with Nesterov's momentum: a drop-in for ``optax.nadam``. Arguments and errors are those of `adam`."""
-    return adam(learning_rate, b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov, bias_correction=bias_correction)
+    return adam(
+        learning_rate, b1, b2, eps, eps_root, mu_dtype,
+        nesterov=nesterov, bias_correction=bias_correction, moments=moments, rounding=rounding,
+    )  # fmt: skip
 
 
 def nadamw(
@@ -235,9 +262,11 @@ def nadamw(
     *,
     nesterov: bool = True,
     bias_correction: bool = True,
+    moments: Any = "float32",
+    rounding: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """`adamw` with Nesterov's momentum: a drop-in for ``optax.nadamw``. Arguments and errors are those of `adamw`."""
     return adamw(
         learning_rate, b1, b2, eps, eps_root, mu_dtype, weight_decay, mask,
-        nesterov=nesterov, bias_correction=bias_correction,
+        nesterov=nesterov, bias_correction=bias_correction, moments=moments, rounding=rounding,
     )  # fmt: skip

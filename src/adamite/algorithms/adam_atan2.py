@@ -53,6 +53,7 @@ def scale_by_adam_atan2(
     *,
     a: jax.typing.ArrayLike = 1.0,
     b: jax.typing.ArrayLike = 1.0,
+    moments: Any = "float32",
 ) -> optax.GradientTransformationExtraArgs:
     """Adam-atan2's direction, not yet scaled by a learning rate nor negated.
 
@@ -62,6 +63,7 @@ def scale_by_adam_atan2(
         mu_dtype: see `adamite.scale_by_adam`.
         a: finite, >= 0: the scale of the direction, which is at most a pi / 2.
         b: finite, >= 0: how soon it saturates. ``a = b`` is Adam's size for small m, and Adam itself as both grow.
+        moments: see `adamite.scale_by_adam`.
 
     Returns:
         The transformation. Its state is that of `adamite.scale_by_adam`. Errors are those of `adamite.scale_by_adam`.
@@ -80,7 +82,7 @@ def scale_by_adam_atan2(
     mu_dtype = checks.floating_dtype("mu_dtype", mu_dtype)
 
     rule = adam_atan2_rule(b1=b1, b2=b2, a=a, b=b)
-    return from_rule(rule, optax.ScaleByAdamState, {"mu": Dense(mu_dtype), "nu": Dense(unsigned=True)})
+    return from_rule(rule, optax.ScaleByAdamState, {"mu": Dense(mu_dtype), "nu": Dense(unsigned=True)}, moments)
 
 
 def adam_atan2(
@@ -93,6 +95,8 @@ def adam_atan2(
     *,
     a: jax.typing.ArrayLike = 1.0,
     b: jax.typing.ArrayLike = 1.0,
+    moments: Any = "float32",
+    rounding: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam-atan2, with decoupled weight decay if asked for.
 
@@ -109,9 +113,10 @@ def adam_atan2(
         [3. 3.]
     """
     return chain(
-        scale_by_adam_atan2(b1, b2, mu_dtype, a=a, b=b),
+        scale_by_adam_atan2(b1, b2, mu_dtype, a=a, b=b, moments=moments),
         add_decayed_weights(weight_decay, mask),
         scale_by_learning_rate(learning_rate),
+        rounding=rounding,
     )
 
 

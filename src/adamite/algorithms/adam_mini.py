@@ -94,6 +94,7 @@ def scale_by_adam_mini(
     mu_dtype: jax.typing.DTypeLike | None = None,
     *,
     partition: Partition = adam_mini_partition,
+    moments: Any = "float32",
 ) -> optax.GradientTransformationExtraArgs:
     """Adam-mini's direction, not yet scaled by a learning rate nor negated.
 
@@ -103,6 +104,7 @@ def scale_by_adam_mini(
         eps: see `adamite.scale_by_adam`.
         mu_dtype: see `adamite.scale_by_adam`.
         partition: gives the axes of a leaf to average over, from its path and the leaf; called by init alone.
+        moments: see `adamite.scale_by_adam`.
 
     Returns:
         The transformation. Its state has the class of that of `adamite.scale_by_adam`; ``nu`` is smaller.
@@ -129,7 +131,7 @@ def scale_by_adam_mini(
     partition = checks.function("partition", partition)
 
     rule = adam_mini_rule(b1=b1, b2=b2, eps=eps)
-    return from_rule(rule, optax.ScaleByAdamState, {"mu": Dense(mu_dtype), "nu": PerBlock(partition)})
+    return from_rule(rule, optax.ScaleByAdamState, {"mu": Dense(mu_dtype), "nu": PerBlock(partition)}, moments)
 
 
 def adam_mini(
@@ -142,6 +144,8 @@ def adam_mini(
     mask: Any = None,
     *,
     partition: Partition = adam_mini_partition,
+    moments: Any = "float32",
+    rounding: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam-mini, with decoupled weight decay if asked for.
 
@@ -154,9 +158,10 @@ def adam_mini(
         (1, 1)
     """
     return chain(
-        scale_by_adam_mini(b1, b2, eps, mu_dtype, partition=partition),
+        scale_by_adam_mini(b1, b2, eps, mu_dtype, partition=partition, moments=moments),
         add_decayed_weights(weight_decay, mask),
         scale_by_learning_rate(learning_rate),
+        rounding=rounding,
     )
 
 

@@ -50,7 +50,11 @@ def adamax_rule(*, b1: jax.typing.ArrayLike, b2: jax.typing.ArrayLike, eps: jax.
 
 
 def scale_by_adamax(
-    b1: jax.typing.ArrayLike = 0.9, b2: jax.typing.ArrayLike = 0.999, eps: jax.typing.ArrayLike = 1e-8
+    b1: jax.typing.ArrayLike = 0.9,
+    b2: jax.typing.ArrayLike = 0.999,
+    eps: jax.typing.ArrayLike = 1e-8,
+    *,
+    moments: Any = "float32",
 ) -> optax.GradientTransformationExtraArgs:
     """AdaMax's direction, not yet scaled by a learning rate nor negated.
 
@@ -58,6 +62,7 @@ def scale_by_adamax(
         b1: see `adamite.scale_by_adam`.
         b2: in [0, 1), per step: how much of the largest gradient is kept. Its memory is 1 / (1 - b2) steps.
         eps: finite, >= 0, in the gradient's unit: added to every gradient's size.
+        moments: see `adamite.scale_by_adam`.
 
     Returns:
         The transformation. Its state is ``optax.ScaleByAdamState(count, mu, nu)``: int32 of shape (), and two trees of
@@ -78,7 +83,7 @@ def scale_by_adamax(
     """
     b1, b2, eps = checks.decay_rate("b1", b1), checks.decay_rate("b2", b2), checks.non_negative("eps", eps)
     rule = adamax_rule(b1=b1, b2=b2, eps=eps)
-    return from_rule(rule, optax.ScaleByAdamState, {"mu": Dense(), "nu": Dense(unsigned=True)})
+    return from_rule(rule, optax.ScaleByAdamState, {"mu": Dense(), "nu": Dense(unsigned=True)}, moments)
 
 
 def adamax(
@@ -86,6 +91,9 @@ def adamax(
     b1: jax.typing.ArrayLike = 0.9,
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-8,
+    *,
+    moments: Any = "float32",
+    rounding: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """AdaMax: a drop-in for ``optax.adamax``.
 
@@ -100,7 +108,9 @@ def adamax(
         >>> print(updates.round(3))
         [-0.1  0.1]
     """
-    return chain(scale_by_adamax(b1, b2, eps), scale_by_learning_rate(learning_rate))
+    return chain(
+        scale_by_adamax(b1, b2, eps, moments=moments), scale_by_learning_rate(learning_rate), rounding=rounding
+    )
 
 
 def adamaxw(
@@ -110,10 +120,13 @@ def adamaxw(
     eps: jax.typing.ArrayLike = 1e-8,
     weight_decay: optax.ScalarOrSchedule = 1e-4,
     mask: Any = None,
+    *,
+    moments: Any = "float32",
+    rounding: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """AdaMax with decoupled weight decay: a drop-in for ``optax.adamaxw``. Its update needs `params`.
 
     Arguments and errors are those of `adamax`; `weight_decay` and `mask` are `adamite.adamw`'s, as is the example.
     """
-    direction, decay = scale_by_adamax(b1, b2, eps), add_decayed_weights(weight_decay, mask)
-    return chain(direction, decay, scale_by_learning_rate(learning_rate))
+    direction, decay = scale_by_adamax(b1, b2, eps, moments=moments), add_decayed_weights(weight_decay, mask)
+    return chain(direction, decay, scale_by_learning_rate(learning_rate), rounding=rounding)

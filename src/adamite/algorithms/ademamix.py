@@ -72,6 +72,8 @@ def scale_by_ademamix(
     eps: jax.typing.ArrayLike = 1e-8,
     eps_root: jax.typing.ArrayLike = 0.0,
     mu_dtype: jax.typing.DTypeLike | None = None,
+    *,
+    moments: Any = "float32",
 ) -> optax.GradientTransformationExtraArgs:
     """AdEMAMix's direction, not yet scaled by a learning rate nor negated.
 
@@ -83,6 +85,7 @@ def scale_by_ademamix(
         eps: see `adamite.scale_by_adam`.
         eps_root: see `adamite.scale_by_adam`.
         mu_dtype: floating dtype in which ``m1`` and ``m2`` are stored. None: the parameter's, at least float32.
+        moments: see `adamite.scale_by_adam`.
 
     Returns:
         The transformation. Its state is ``optax.contrib.ScaleByAdemamixState(count, count_m2, m1, m2, nu)``: two int32
@@ -106,7 +109,7 @@ def scale_by_ademamix(
         eps_root=checks.non_negative("eps_root", eps_root),
     )
     m = Dense(checks.floating_dtype("mu_dtype", mu_dtype))
-    return from_rule(rule, optax.contrib.ScaleByAdemamixState, {"m1": m, "m2": m, "nu": Dense(unsigned=True)})
+    return from_rule(rule, optax.contrib.ScaleByAdemamixState, {"m1": m, "m2": m, "nu": Dense(unsigned=True)}, moments)
 
 
 def ademamix(
@@ -120,6 +123,9 @@ def ademamix(
     mu_dtype: jax.typing.DTypeLike | None = None,
     weight_decay: optax.ScalarOrSchedule = 0.0,
     mask: Any = None,
+    *,
+    moments: Any = "float32",
+    rounding: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """AdEMAMix with decoupled weight decay: a drop-in for ``optax.contrib.ademamix``.
 
@@ -138,7 +144,8 @@ def ademamix(
         [3. 3.]
     """
     return chain(
-        scale_by_ademamix(b1, b2, b3, alpha, eps, eps_root, mu_dtype),
+        scale_by_ademamix(b1, b2, b3, alpha, eps, eps_root, mu_dtype, moments=moments),
         add_decayed_weights(weight_decay, mask),
         scale_by_learning_rate(learning_rate),
+        rounding=rounding,
     )

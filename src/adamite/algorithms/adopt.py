@@ -71,6 +71,7 @@ def scale_by_adopt(
     nesterov: bool = False,
     use_clipping: bool = True,
     clip_value_fn: optax.ScalarOrSchedule = lambda x: x**0.25,
+    moments: Any = "float32",
 ) -> optax.GradientTransformationExtraArgs:
     """ADOPT's direction, not yet scaled by a learning rate nor negated.
 
@@ -82,6 +83,7 @@ def scale_by_adopt(
         nesterov: use Nesterov's momentum.
         use_clipping: bound the quotients. Without it an element whose first gradients are 0 can jump by g / eps.
         clip_value_fn: the bound, finite and >= 0, or a schedule: from the number of updates so far to the bound.
+        moments: see `adamite.scale_by_adam`.
 
     Returns:
         The transformation. Its state is ``optax.ScaleByAdamState(count, mu, nu)``, as `adamite.scale_by_adam`'s. Errors
@@ -107,7 +109,7 @@ def scale_by_adopt(
         clip_value_fn=checks.non_negative_or_schedule("clip_value_fn", clip_value_fn),
     )
     mu = Dense(checks.floating_dtype("mu_dtype", mu_dtype))
-    return from_rule(rule, optax.ScaleByAdamState, {"mu": mu, "nu": Dense(unsigned=True)})
+    return from_rule(rule, optax.ScaleByAdamState, {"mu": mu, "nu": Dense(unsigned=True)}, moments)
 
 
 def adopt(
@@ -120,6 +122,8 @@ def adopt(
     nesterov: bool = False,
     use_clipping: bool = True,
     clip_value_fn: optax.ScalarOrSchedule = lambda x: x**0.25,
+    moments: Any = "float32",
+    rounding: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """ADOPT: a drop-in for ``optax.contrib.adopt``.
 
@@ -138,9 +142,17 @@ def adopt(
     """
     return chain(
         scale_by_adopt(
-            b1, b2, eps, mu_dtype, nesterov=nesterov, use_clipping=use_clipping, clip_value_fn=clip_value_fn
+            b1,
+            b2,
+            eps,
+            mu_dtype,
+            nesterov=nesterov,
+            use_clipping=use_clipping,
+            clip_value_fn=clip_value_fn,
+            moments=moments,
         ),
         scale_by_learning_rate(learning_rate),
+        rounding=rounding,
     )
 
 

@@ -72,6 +72,7 @@ def scale_by_amsgrad(
     bias_correction_nu: bool = True,
     *,
     max_before_correction: bool = False,
+    moments: Any = "float32",
 ) -> optax.GradientTransformationExtraArgs:
     """AMSGrad's direction, not yet scaled by a learning rate nor negated.
 
@@ -84,6 +85,7 @@ def scale_by_amsgrad(
         bias_correction_mu: divide the mean gradient by 1 - b1^t.
         bias_correction_nu: divide the second moment, or its maximum, by 1 - b2^t.
         max_before_correction: take the maximum before that division, as torch does; optax takes it after.
+        moments: see `adamite.scale_by_adam`.
 
     Returns:
         The transformation. Its state is ``optax.ScaleByAmsgradState(count, mu, nu, nu_max)``: int32 of shape (), and
@@ -111,7 +113,7 @@ def scale_by_amsgrad(
     )
     mu = Dense(checks.floating_dtype("mu_dtype", mu_dtype))
     return from_rule(
-        rule, optax.ScaleByAmsgradState, {"mu": mu, "nu": Dense(unsigned=True), "nu_max": Dense(unsigned=True)}
+        rule, optax.ScaleByAmsgradState, {"mu": mu, "nu": Dense(unsigned=True), "nu_max": Dense(unsigned=True)}, moments
     )
 
 
@@ -126,6 +128,8 @@ def amsgrad(
     bias_correction_nu: bool = True,
     *,
     max_before_correction: bool = False,
+    moments: Any = "float32",
+    rounding: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """AMSGrad: a drop-in for ``optax.amsgrad``, and torch's with ``max_before_correction=True``.
 
@@ -152,6 +156,8 @@ def amsgrad(
             bias_correction_mu,
             bias_correction_nu,
             max_before_correction=max_before_correction,
+            moments=moments,
         ),
         scale_by_learning_rate(learning_rate),
+        rounding=rounding,
     )

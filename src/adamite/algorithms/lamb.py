@@ -81,6 +81,9 @@ def lamb(
     eps_root: jax.typing.ArrayLike = 0.0,
     weight_decay: optax.ScalarOrSchedule = 0.0,
     mask: Any = None,
+    *,
+    moments: Any = "float32",
+    rounding: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """LAMB: a drop-in for ``optax.lamb``.
 
@@ -92,6 +95,8 @@ def lamb(
         eps_root: see `adamite.scale_by_adam`.
         weight_decay: see `adamite.add_decayed_weights`; the decay is inside the norm.
         mask: see `adamite.add_decayed_weights`. Every leaf gets its ratio.
+        moments: see `adamite.scale_by_adam`.
+        rounding: see `adamite.adam`.
 
     Returns:
         The optimizer; its update needs `params`. Its state is a tuple: that of `adamite.scale_by_adam`, of
@@ -111,8 +116,9 @@ def lamb(
         [-0.5 -0. ] [-0.  5.]
     """
     return chain(
-        scale_by_adam(b1, b2, eps, eps_root),
+        scale_by_adam(b1, b2, eps, eps_root, moments=moments),
         add_decayed_weights(weight_decay, mask),
         scale_by_trust_ratio(),
         scale_by_learning_rate(learning_rate),
+        rounding=rounding,
     )

@@ -54,6 +54,8 @@ def scale_by_laprop(
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-15,
     mu_dtype: jax.typing.DTypeLike | None = None,
+    *,
+    moments: Any = "float32",
 ) -> optax.GradientTransformationExtraArgs:
     """LaProp's direction, not yet scaled by a learning rate nor negated.
 
@@ -62,6 +64,7 @@ def scale_by_laprop(
         b2: see `adamite.scale_by_adam`, as for the two that follow.
         eps: see `adamite.scale_by_adam`.
         mu_dtype: see `adamite.scale_by_adam`.
+        moments: see `adamite.scale_by_adam`.
 
     Returns:
         The transformation. Its state has the class and the shapes of that of `adamite.scale_by_adam`. Errors are those
@@ -82,7 +85,7 @@ def scale_by_laprop(
     eps, mu_dtype = checks.non_negative("eps", eps), checks.floating_dtype("mu_dtype", mu_dtype)
 
     rule = laprop_rule(b1=b1, b2=b2, eps=eps)
-    return from_rule(rule, optax.ScaleByAdamState, {"mu": Dense(mu_dtype), "nu": Dense(unsigned=True)})
+    return from_rule(rule, optax.ScaleByAdamState, {"mu": Dense(mu_dtype), "nu": Dense(unsigned=True)}, moments)
 
 
 def laprop(
@@ -93,6 +96,9 @@ def laprop(
     mu_dtype: jax.typing.DTypeLike | None = None,
     weight_decay: optax.ScalarOrSchedule = 0.0,
     mask: Any = None,
+    *,
+    moments: Any = "float32",
+    rounding: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """LaProp, with decoupled weight decay if asked for.
 
@@ -105,7 +111,8 @@ def laprop(
         [-0.2  0.2]
     """
     return chain(
-        scale_by_laprop(b1, b2, eps, mu_dtype),
+        scale_by_laprop(b1, b2, eps, mu_dtype, moments=moments),
         add_decayed_weights(weight_decay, mask),
         scale_by_learning_rate(learning_rate),
+        rounding=rounding,
     )

@@ -62,6 +62,7 @@ def scale_by_lion(
     *,
     mode: Literal["hard", "smooth", "refined"] = "hard",
     smooth_beta: jax.typing.ArrayLike = 1.0,
+    moments: Any = "float32",
 ) -> optax.GradientTransformationExtraArgs:
     """Lion's direction, not yet scaled by a learning rate nor negated.
 
@@ -71,6 +72,7 @@ def scale_by_lion(
         mu_dtype: see `adamite.scale_by_adam`.
         mode: "hard" for the sign, "smooth" for a tanh, "refined" for a line from -1 to 1.
         smooth_beta: finite, >= 0, in 1 / (the gradient's unit): the tanh's slope at 0. Of mode "smooth" alone.
+        moments: see `adamite.scale_by_adam`.
 
     Returns:
         The transformation. Its state is ``optax.ScaleByLionState(count, mu)``: int32 of shape (), and a tree of the
@@ -91,7 +93,7 @@ def scale_by_lion(
         mode=checks.one_of("mode", mode, ("hard", "smooth", "refined")),
         smooth_beta=checks.non_negative("smooth_beta", smooth_beta),
     )
-    return from_rule(rule, optax.ScaleByLionState, {"mu": Dense(checks.floating_dtype("mu_dtype", mu_dtype))})
+    return from_rule(rule, optax.ScaleByLionState, {"mu": Dense(checks.floating_dtype("mu_dtype", mu_dtype))}, moments)
 
 
 def lion(
@@ -101,6 +103,9 @@ def lion(
     mu_dtype: jax.typing.DTypeLike | None = None,
     weight_decay: optax.ScalarOrSchedule = 1e-3,
     mask: Any = None,
+    *,
+    moments: Any = "float32",
+    rounding: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Lion: a drop-in for ``optax.lion``. Its update needs `params`.
 
@@ -112,8 +117,8 @@ def lion(
         >>> print(tx.update(jnp.array([1e-5, -7.0]), tx.init(params), params)[0])
         [-0.2 -0.1]
     """
-    direction, decay = scale_by_lion(b1, b2, mu_dtype), add_decayed_weights(weight_decay, mask)
-    return chain(direction, decay, scale_by_learning_rate(learning_rate))
+    direction, decay = scale_by_lion(b1, b2, mu_dtype, moments=moments), add_decayed_weights(weight_decay, mask)
+    return chain(direction, decay, scale_by_learning_rate(learning_rate), rounding=rounding)
 
 
 def _tanh(x: jax.Array) -> jax.Array:

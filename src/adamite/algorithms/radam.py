@@ -76,6 +76,7 @@ def scale_by_radam(
     threshold: jax.typing.ArrayLike = 5.0,
     *,
     nesterov: bool = False,
+    moments: Any = "float32",
 ) -> optax.GradientTransformationExtraArgs:
     """Rectified Adam's direction, not yet scaled by a learning rate nor negated.
 
@@ -86,6 +87,7 @@ def scale_by_radam(
         eps_root: see `adamite.scale_by_adam`.
         threshold: finite, >= 4, in gradients: how many the second moment must average before it is divided by.
         nesterov: see `adamite.scale_by_adam`.
+        moments: see `adamite.scale_by_adam`.
 
     Returns:
         The transformation. Its state is ``optax.ScaleByAdamState(count, mu, nu)``: int32 of shape (), and two trees of
@@ -112,7 +114,7 @@ def scale_by_radam(
         threshold=checks.at_least("threshold", threshold, 4),
         nesterov=checks.flag("nesterov", nesterov),
     )
-    return from_rule(rule, optax.ScaleByAdamState, {"mu": Dense(), "nu": Dense(unsigned=True)})
+    return from_rule(rule, optax.ScaleByAdamState, {"mu": Dense(), "nu": Dense(unsigned=True)}, moments)
 
 
 def radam(
@@ -124,6 +126,8 @@ def radam(
     threshold: jax.typing.ArrayLike = 5.0,
     *,
     nesterov: bool = False,
+    moments: Any = "float32",
+    rounding: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Rectified Adam: a drop-in for ``optax.radam``.
 
@@ -139,6 +143,7 @@ def radam(
         [-0.1  2. ]
     """
     return chain(
-        scale_by_radam(b1, b2, eps, eps_root, threshold, nesterov=nesterov),
+        scale_by_radam(b1, b2, eps, eps_root, threshold, nesterov=nesterov, moments=moments),
         scale_by_learning_rate(learning_rate),
+        rounding=rounding,
     )

@@ -74,6 +74,8 @@ def scale_by_rms(
     initial_scale: jax.typing.ArrayLike = 0.0,
     eps_in_sqrt: bool = True,
     bias_correction: bool = False,
+    *,
+    moments: Any = "float32",
 ) -> optax.GradientTransformationExtraArgs:
     """RMSProp's direction, not yet scaled by a learning rate nor negated.
 
@@ -83,6 +85,7 @@ def scale_by_rms(
         initial_scale: finite, >= 0, in the squared gradient's unit: what the mean squared gradient starts from.
         eps_in_sqrt: add eps inside the root. Of two eps of equal effect the one inside is the other's square.
         bias_correction: divide the means by 1 - decay^t. With ``eps_in_sqrt=False`` this is Adam's step for b1 = 0.
+        moments: see `adamite.scale_by_adam`.
 
     Returns:
         The transformation. Its state is optax's ``ScaleByRmsState(nu)`` or, with a bias correction,
@@ -100,7 +103,7 @@ def scale_by_rms(
     initial = checks.non_negative("initial_scale", initial_scale)
     options = _checked(decay, eps, eps_in_sqrt, bias_correction)
     like = optax.scale_by_rms(bias_correction=options["bias_correction"])
-    return from_rule(rms_rule(**options), _state_class(like), {"nu": Dense(unsigned=True, initial=initial)})
+    return from_rule(rms_rule(**options), _state_class(like), {"nu": Dense(unsigned=True, initial=initial)}, moments)
 
 
 def scale_by_stddev(
@@ -109,6 +112,8 @@ def scale_by_stddev(
     initial_scale: jax.typing.ArrayLike = 0.0,
     eps_in_sqrt: bool = True,
     bias_correction: bool = False,
+    *,
+    moments: Any = "float32",
 ) -> optax.GradientTransformationExtraArgs:
     """Centred RMSProp's direction: `scale_by_rms` with the standard deviation. Arguments and errors are its own.
 
@@ -127,8 +132,8 @@ def scale_by_stddev(
     initial = checks.non_negative("initial_scale", initial_scale)
     options = _checked(decay, eps, eps_in_sqrt, bias_correction)
     like = optax.scale_by_stddev(bias_correction=options["bias_correction"])
-    moments = {"mu": Dense(), "nu": Dense(unsigned=True, initial=initial)}
-    return from_rule(stddev_rule(**options), _state_class(like), moments)
+    means = {"mu": Dense(), "nu": Dense(unsigned=True, initial=initial)}
+    return from_rule(stddev_rule(**options), _state_class(like), means, moments)
 
 
 def rmsprop(
@@ -141,6 +146,9 @@ def rmsprop(
     momentum: jax.typing.ArrayLike | None = None,
     nesterov: bool = False,
     bias_correction: bool = False,
+    *,
+    moments: Any = "float32",
+    rounding: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """RMSProp: a drop-in for ``optax.rmsprop``.
 
@@ -160,9 +168,10 @@ def rmsprop(
     """
     scale = scale_by_stddev if checks.flag("centered", centered) else scale_by_rms
     return chain(
-        scale(decay, eps, initial_scale, eps_in_sqrt, bias_correction),
+        scale(decay, eps, initial_scale, eps_in_sqrt, bias_correction, moments=moments),
         scale_by_learning_rate(learning_rate),
-        trace_or_identity(momentum, nesterov),
+        trace_or_identity(momentum, nesterov, moments=moments),
+        rounding=rounding,
     )
 
 

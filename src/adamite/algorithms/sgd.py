@@ -23,7 +23,7 @@ import jax
 import optax
 
 from adamite import checks
-from adamite.engine import Rule, chain, from_rule
+from adamite.engine import Rule, by_number, chain, from_rule
 from adamite.learning_rate import scale_by_learning_rate
 from adamite.storage import Dense
 
@@ -40,7 +40,11 @@ def trace_rule(*, decay: jax.typing.ArrayLike, nesterov: bool) -> Rule:
 
 
 def trace(
-    decay: jax.typing.ArrayLike, nesterov: bool = False, accumulator_dtype: jax.typing.DTypeLike | None = None
+    decay: jax.typing.ArrayLike,
+    nesterov: bool = False,
+    accumulator_dtype: jax.typing.DTypeLike | None = None,
+    *,
+    moments: Any = "float32",
 ) -> optax.GradientTransformationExtraArgs:
     """Momentum: the decaying sum of the updates so far.
 
@@ -49,6 +53,7 @@ def trace(
         nesterov: look one step ahead: decay the sum once more and add the update again.
         accumulator_dtype: floating dtype in which ``trace`` is stored, rounded to nearest. None: the parameter's, at
             least float32.
+        moments: see `adamite.scale_by_adam`.
 
     Returns:
         The transformation. Its state is ``optax.TraceState(trace)``, a tree of the parameters' structure and shapes.
@@ -65,16 +70,20 @@ def trace(
     """
     rule = trace_rule(decay=checks.decay_rate("decay", decay), nesterov=checks.flag("nesterov", nesterov))
     dtype = checks.floating_dtype("accumulator_dtype", accumulator_dtype)
-    return from_rule(rule, optax.TraceState, {"trace": Dense(dtype)})
+    return from_rule(rule, optax.TraceState, {"trace": Dense(dtype)}, moments)
 
 
 def trace_or_identity(
-    momentum: jax.typing.ArrayLike | None, nesterov: bool, accumulator_dtype: jax.typing.DTypeLike | None = None
+    momentum: jax.typing.ArrayLike | None,
+    nesterov: bool,
+    accumulator_dtype: jax.typing.DTypeLike | None = None,
+    *,
+    moments: Any = "float32",
 ) -> optax.GradientTransformation:
     """`trace`, or nothing where `momentum` is None; the other arguments are checked all the same."""
     decay = 0.0 if momentum is None else checks.decay_rate("momentum", momentum)
-    part = trace(decay, nesterov, accumulator_dtype)
-    return optax.identity() if momentum is None else part
+    part = trace(decay, nesterov, accumulator_dtype, moments=moments)
+    return by_number(lambda u, *_: u, 0) if momentum is None else part
 
 
 def sgd(
@@ -82,6 +91,9 @@ def sgd(
     momentum: jax.typing.ArrayLike | None = None,
     nesterov: bool = False,
     accumulator_dtype: jax.typing.DTypeLike | None = None,
+    *,
+    moments: Any = "float32",
+    rounding: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Gradient descent, with or without momentum: a drop-in for ``optax.sgd``.
 
@@ -90,6 +102,8 @@ def sgd(
         momentum: `trace`'s decay, in [0, 1). None: no momentum; the two that follow then change nothing.
         nesterov: see `trace`, as for the errors.
         accumulator_dtype: see `trace`.
+        moments: see `adamite.scale_by_adam`.
+        rounding: see `adamite.adam`.
 
     Returns:
         The optimizer. Its state is a tuple: that of `trace`, or ``optax.EmptyState`` without momentum, then that of
@@ -107,6 +121,7 @@ def sgd(
         [3. 3.]
     """
     return chain(
-        trace_or_identity(momentum, nesterov, accumulator_dtype),
+        trace_or_identity(momentum, nesterov, accumulator_dtype, moments=moments),
         scale_by_learning_rate(learning_rate),
+        rounding=rounding,
     )

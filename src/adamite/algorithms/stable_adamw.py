@@ -56,6 +56,8 @@ def scale_by_stable_adam(
     b2: jax.typing.ArrayLike = 0.99,
     eps: jax.typing.ArrayLike = 1e-6,
     mu_dtype: jax.typing.DTypeLike | None = None,
+    *,
+    moments: Any = "float32",
 ) -> optax.GradientTransformationExtraArgs:
     """StableAdamW's direction, not yet scaled by a learning rate nor negated, without the decay.
 
@@ -64,6 +66,7 @@ def scale_by_stable_adam(
         b2: see `adamite.scale_by_adam`.
         eps: see `adamite.scale_by_adam`. With 0, one element that never had a gradient makes its whole leaf NaN.
         mu_dtype: see `adamite.scale_by_adam`.
+        moments: see `adamite.scale_by_adam`.
 
     Returns:
         The transformation. Its state is that of `adamite.scale_by_adam`. Errors are those of `adamite.scale_by_adam`.
@@ -82,7 +85,7 @@ def scale_by_stable_adam(
     eps, mu_dtype = checks.non_negative("eps", eps), checks.floating_dtype("mu_dtype", mu_dtype)
 
     rule = stable_adam_rule(b1=b1, b2=b2, eps=eps)
-    return from_rule(rule, optax.ScaleByAdamState, {"mu": Dense(mu_dtype), "nu": Dense(unsigned=True)})
+    return from_rule(rule, optax.ScaleByAdamState, {"mu": Dense(mu_dtype), "nu": Dense(unsigned=True)}, moments)
 
 
 def stable_adamw(
@@ -93,6 +96,9 @@ def stable_adamw(
     mu_dtype: jax.typing.DTypeLike | None = None,
     weight_decay: optax.ScalarOrSchedule = 1e-4,
     mask: Any = None,
+    *,
+    moments: Any = "float32",
+    rounding: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """StableAdamW: update clipping and decoupled weight decay.
 
@@ -105,7 +111,8 @@ def stable_adamw(
         [-0.2  0.2]
     """
     return chain(
-        scale_by_stable_adam(b1, b2, eps, mu_dtype),
+        scale_by_stable_adam(b1, b2, eps, mu_dtype, moments=moments),
         add_decayed_weights(weight_decay, mask),
         scale_by_learning_rate(learning_rate),
+        rounding=rounding,
     )

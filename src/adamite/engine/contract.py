@@ -1,19 +1,26 @@
 """What every transformation of ours keeps to, whatever it is made of.
 
 1. Arithmetic is at least float32. A decay of 1e-4 added to an update near 1 is lost in bfloat16, which has eight bits.
-2. Updates come back in the gradients' dtypes, rounded once, at the end.
+2. Updates come back in the gradients' dtypes, rounded once, at the end; or, where `round_weights` stands there, not at
+   all: it has rounded the weights.
 3. Step counts live where the parameters live (see `placement.settle`).
 4. `params` may be left out where nothing needs them, and unknown extra arguments are passed on or ignored.
 """
 
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import optax
 
 from adamite import checks
+from adamite.engine.leafwise import Leafwise, Part, compose, leafwise, runner
 from adamite.engine.placement import settle
+from adamite.engine.weights import round_weights
 from adamite.numerics import as_array, cast, widen
+
+Stage = Callable[[optax.Updates, tuple[Any, ...], optax.Params | None, dict[str, Any]], tuple[optax.Updates, Any]]
 
 
 def uphold(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -27,23 +34,25 @@ def uphold(tx: optax.GradientTransformation) -> optax.GradientTransformationExtr
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, optax.OptState]:
         checks.differentiable(updates, "updates")
-        gradients = jax.tree.map(as_array, updates)
-        new, state = inner.update(jax.tree.map(widen, gradients), state, params, **extra_args)
-        return jax.tree.map(lambda u, g: cast(u, g.dtype), new, gradients), state
+        new, state = inner.update(_wide(updates), state, params, **extra_args)
+        return _in_dtypes_of(updates, new), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def chain(*parts: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """`optax.chain`, with float32 between the parts and one rounding at the end.
+def chain(*parts: optax.GradientTransformation, rounding: Any = None) -> optax.GradientTransformationExtraArgs:
+    """`optax.chain`, with float32 between the parts and one rounding at the end; in one pass where parts allow it.
 
     The state is `optax.chain`'s, a tuple of the parts' states. For float32 gradients the numbers are, too; for bfloat16
     and float16 gradients no part's result is rounded before the next part has seen it.
 
     Args:
         *parts: transformations of adamite or of optax, applied first to last; at least one.
+        rounding: how weights of 16 bits take their updates: `round_weights` of it is added as the last part. None: as
+            optax's do, the update is rounded, then the sum.
 
     Raises:
+        ValueError: `round_weights` is not the last of them; there are none.
         TypeError: at update, the state is not a tuple of as many states.
 
     Example:
@@ -53,21 +62,55 @@ def chain(*parts: optax.GradientTransformation) -> optax.GradientTransformationE
         >>> from adamite import adam
         >>> tx = chain(optax.clip_by_global_norm(1.0), adam(0.1))
         >>> params = jnp.ones(2)
-        >>> updates, state = tx.update(jnp.array([30.0, 40.0]), tx.init(params))
+        >>> updates, state = tx.update(jnp.array([30.0, 40.0]), tx.init(params), params)
         >>> print(updates.round(3))
         [-0.1 -0.1]
     """
-    inner = optax.chain(*parts)
+    if rounding is not None:
+        parts = (*parts, round_weights(rounding))
+    if not parts:
+        raise ValueError("chain needs at least one transformation, got none")
+    kinds = [tx.part if isinstance(tx, Leafwise) else None for tx in parts]
+    if any(part and part.weights for part in kinds[:-1]):
+        raise ValueError("round_weights must be the last part of a chain: what follows would move the weights again")
+    if None not in kinds:
+        return leafwise(compose([part for part in kinds if part]))
+
+    stages = []
+    for one_pass, group in itertools.groupby(zip(parts, kinds, strict=True), key=lambda pair: pair[1] is not None):
+        txs, its_parts = zip(*group, strict=True)
+        stages.append((len(txs), _in_one_pass(its_parts) if one_pass else _one_by_one(txs)))
+    rounds_weights = kinds[-1] is not None and kinds[-1].weights is not None
+
+    def init(params: optax.Params) -> Any:
+        return settle(tuple(tx.init(params) for tx in parts), params)
 
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
-    ) -> tuple[optax.Updates, optax.OptState]:
-        if not isinstance(state, (tuple, list)) or len(state) != len(parts):
-            got = f"{len(state)} of them" if isinstance(state, (tuple, list)) else type(state).__name__
-            raise TypeError(
-                f"state must be a tuple of the {len(parts)} parts' states, got {got}: "
-                "is it what this optimizer's init gave, in update(updates, state, params)?"
-            )
-        return inner.update(updates, state, params, **extra_args)
+    ) -> tuple[optax.Updates, Any]:
+        checks.differentiable(updates, "updates")
+        remaining, new, done = checks.states(state, len(parts)), updates, ()
+        for length, run in stages:
+            new, states = run(new, remaining[:length], params, extra_args)
+            remaining, done = remaining[length:], (*done, *states)
+        return new if rounds_weights else _in_dtypes_of(updates, new), done
 
-    return uphold(optax.GradientTransformationExtraArgs(inner.init, update))
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _in_one_pass(parts: Sequence[Part]) -> Stage:
+    run = runner(compose(parts), rounded=False)
+    return lambda updates, states, params, _: run(updates, states, params)
+
+
+def _one_by_one(txs: Sequence[optax.GradientTransformation]) -> Stage:
+    run = optax.chain(*txs).update
+    return lambda updates, states, params, extra_args: run(_wide(updates), states, params, **extra_args)
+
+
+def _wide(updates: optax.Updates) -> optax.Updates:
+    return jax.tree.map(widen, updates)
+
+
+def _in_dtypes_of(gradients: optax.Updates, updates: optax.Updates) -> optax.Updates:
+    return jax.tree.map(lambda u, g: cast(u, as_array(g).dtype), updates, gradients)

@@ -15,11 +15,15 @@ def shape_of(leaf: Any) -> tuple[int, ...]:
     return () if isinstance(leaf, (int, float, complex)) else leaf.shape
 
 
+def same_rank(shape: tuple[int, ...], leaf_shape: tuple[int, ...]) -> bool:
+    """Whether two arrays have as many axes."""
+    return len(shape) == len(leaf_shape)
+
+
 def counterparts(
     updates: Any,
     tree: Any,
     name: str,
-    shape: Callable[[Any], tuple[int, ...]] = shape_of,
     fits: Callable[[tuple[int, ...], tuple[int, ...]], bool] = operator.eq,
 ) -> list[Any]:
     """What stands in `tree` where `updates` has its leaves, of which None is one.
@@ -28,8 +32,7 @@ def counterparts(
         updates: tree of gradients.
         tree: the tree to match.
         name: what `tree` is called in an error.
-        shape: gives the shape that a counterpart stands for.
-        fits: whether that shape goes with a leaf's.
+        fits: whether a counterpart's shape goes with a leaf's.
 
     Raises:
         ValueError: the two differ in structure or in a shape, which broadcasting would hide; names the first path.
@@ -37,7 +40,7 @@ def counterparts(
     leaves, structure = jax.tree.flatten(updates, is_leaf=is_none)
     try:
         found = structure.flatten_up_to(tree)
-        shapes = [None if x is None else shape(x) for x in found]
+        shapes = [None if x is None else shape_of(x) for x in found]
     except (ValueError, AttributeError):
         raise ValueError(f"updates and {name} differ in structure: {_difference(updates, tree, name)}") from None
     for index, (leaf, theirs) in enumerate(zip(leaves, shapes, strict=True)):

@@ -1,37 +1,58 @@
 """State is born where the parameters live: same mesh, same sharding, eager and under jit."""
 
+import itertools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 from jax.experimental.shard_alike import shard_alike
-from jax.sharding import NamedSharding, PartitionSpec, Sharding
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, Sharding
 
 
 def beside(leaf: Any, stored: Any) -> Any:
-    """`stored`, its arrays of the leaf's shape sharded as `leaf` is; of its shape but for axes of length 1, likewise.
+    """`stored`, its arrays of the leaf's rank sharded as `leaf` is, along each axis that its sharding divides.
 
-    Eager arrays made by `zeros_like` already are. Under jit nothing ties zeros to the parameter: XLA puts them on one
-    device or copies them to all, so the tie is written down.
+    Eager arrays made by `zeros_like` already are, and what a mesh with explicit axes shards is known. Else nothing ties
+    zeros to a parameter under jit: XLA puts them on one device or copies them to all, so the tie is written down.
     """
-    if not isinstance(leaf, Tracer):
-        return stored
+    return jax.tree.map(lambda x: _tied(leaf, x), stored)
 
-    def tie(x: jax.Array) -> jax.Array:
-        if x.shape == leaf.shape:
-            return shard_alike(leaf, x)[1]
-        if (
-            x.ndim != leaf.ndim
-            or not leaf.size
-            or any(n not in (1, m) for n, m in zip(x.shape, leaf.shape, strict=True))
-        ):
-            return x
-        # Only arrays of one shape can be tied: tie the broadcast one, and take the axes of length 1 out again.
-        whole = shard_alike(leaf, jnp.broadcast_to(x, leaf.shape))[1]
-        return whole.max([axis for axis, n in enumerate(x.shape) if n == 1], keepdims=True)
 
-    return jax.tree.map(tie, stored)
+def _tied(leaf: Any, x: jax.Array) -> jax.Array:
+    traced = isinstance(leaf, Tracer)
+    if x.shape == leaf.shape:
+        return shard_alike(leaf, x)[1] if traced else x
+    known = _explicit(leaf) if traced else getattr(leaf, "sharding", None)
+    if isinstance(known, NamedSharding):
+        return jax.device_put(x, fitted(known, leaf.shape, x.shape))
+    if not traced or x.ndim != leaf.ndim or not leaf.size:
+        return x
+    # Only arrays of one shape can be tied. For another add what is 0, and made of the leaf.
+    never = jnp.isnan(leaf) & ~jnp.isnan(leaf)
+    for axis, (n, m) in enumerate(zip(x.shape, leaf.shape, strict=True)):
+        if m % n == 0:
+            never = never.reshape(*never.shape[:axis], n, m // n, *never.shape[axis + 1 :]).any(axis + 1)
+        else:  # blocks that do not divide the axis: then no mesh does, either
+            never = jax.lax.slice_in_dim(never, 0, n, axis=axis)
+    return x + never.astype(x.dtype)
+
+
+def _explicit(leaf: Any) -> Any:
+    """The leaf's sharding, if it is part of its type."""
+    sharding = jax.typeof(leaf).sharding if isinstance(leaf, Tracer) else None
+    return sharding if sharding is not None and AxisType.Explicit in sharding.mesh.axis_types else None
+
+
+def fitted(sharding: NamedSharding, shape: tuple[int, ...], other: tuple[int, ...]) -> NamedSharding:
+    """That of an array of `shape`, for one of blocks of it, without the axes that would cut a block."""
+    spec = []
+    for names, n, m in itertools.zip_longest(sharding.spec, other, shape[: len(other)]):
+        axes = names if isinstance(names, tuple) else () if names is None else (names,)
+        shards = math.prod(sharding.mesh.shape[name] for name in axes)
+        spec.append(names if n % shards == 0 and m % n == 0 else None)
+    return NamedSharding(sharding.mesh, PartitionSpec(*spec))
 
 
 def settle(state: Any, params: Any) -> Any:

@@ -5,6 +5,8 @@ from typing import Any, Protocol
 import jax
 from jax.tree_util import KeyPath
 
+from adamite.random_bits import Bits
+
 
 class Storage(Protocol):
     """One moment of one leaf, between steps.
@@ -13,15 +15,27 @@ class Storage(Protocol):
 
     - ``decode(fresh(leaf))`` is exactly the initial value, 0 unless said otherwise, in a shape that fits the leaf's;
     - ``decode`` gives at least float32;
-    - ``encode(x, s)`` has the structure, shapes and dtypes of ``s``, so that a state never changes its type.
+    - ``encode(x, s, bits)`` has the structure, shapes and dtypes of ``s``, so that a state never changes its type;
+    - every array of ``s`` has the moment's rank, and along each axis its length, or 1, or one for each `block`.
     """
+
+    @property
+    def form(self) -> type[Any] | None:
+        """The NamedTuple of arrays that a stored moment is; None: it is one array."""
+        ...
+
+    @property
+    def block(self) -> int:
+        """How many elements along the last axis are encoded together."""
+        ...
+
+    @property
+    def seed(self) -> int | None:
+        """Of the random bits; None: it needs none."""
+        ...
 
     def fresh(self, leaf: Any, path: KeyPath = ()) -> Any:
         """The stored form of a moment that has seen no gradient yet, for a parameter like `leaf` at `path`."""
-        ...
-
-    def shape(self, stored: Any) -> tuple[int, ...]:
-        """The shape of the moment."""
         ...
 
     def fits(self, shape: tuple[int, ...], leaf_shape: tuple[int, ...]) -> bool:
@@ -32,6 +46,6 @@ class Storage(Protocol):
         """The moment's values, at least float32."""
         ...
 
-    def encode(self, x: jax.Array, stored: Any) -> Any:
+    def encode(self, x: jax.Array, stored: Any, bits: Bits) -> Any:
         """The values `x` in the form of `stored`, which is what they replace."""
         ...

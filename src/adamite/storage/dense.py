@@ -1,8 +1,8 @@
-"""One number per element, in a floating dtype, rounded to nearest.
+"""One number per element, in a floating dtype.
 
 Without a dtype it is the parameter's own, but at least float32: a moving average needs the bits. With decay 0.999 an
-update changes a moment by about a thousandth, less than half a unit in the last place of a bfloat16 (1/256), and a
-moment kept in bfloat16 stops moving before it has arrived.
+update changes a moment by about a thousandth, less than half a unit in the last place of a bfloat16 (1/256): rounded to
+the nearest, it stops moving before it has arrived. Rounded stochastically it arrives on average.
 """
 
 import dataclasses
@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax.tree_util import KeyPath
 
 from adamite.numerics import cast, wide_dtype, widen
+from adamite.random_bits import Bits
+from adamite.rounding import stochastic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,20 +26,24 @@ class Dense:
             parameter's moment is complex: the dtype is that of its parts, and 16 bits are refused.
         unsigned: the moment is real and >= 0, for a complex parameter too: an average of ``|g|^2``, a largest ``|g|``.
         initial: what it is before the first gradient.
+        seed: of the random bits for stochastic rounding to 16 bits; None: round to the nearest.
     """
 
     dtype: jnp.dtype | None = None
     unsigned: bool = False
     initial: jax.typing.ArrayLike = 0.0
+    seed: int | None = None
+    form = None
+    block = 1
 
     def fresh(self, leaf: Any, path: KeyPath = ()) -> jax.Array:
         """An array of the leaf's shape, full of the initial value."""
         del path
         return jnp.full_like(leaf, self.initial, dtype=self._dtype_for(leaf.dtype))
 
-    def shape(self, stored: jax.Array) -> tuple[int, ...]:
-        """The array's own."""
-        return stored.shape
+    def like(self, moment: "Dense") -> "Dense":
+        """This storage for a moment like that one."""
+        return dataclasses.replace(self, unsigned=moment.unsigned, initial=moment.initial)
 
     def fits(self, shape: tuple[int, ...], leaf_shape: tuple[int, ...]) -> bool:
         """Whether the two are the same."""
@@ -48,8 +54,10 @@ class Dense:
         both_parts = self.unsigned and jnp.iscomplexobj(stored)  # as optax keeps it, the imaginary part 0
         return widen(stored.real if both_parts else stored)
 
-    def encode(self, x: jax.Array, stored: jax.Array) -> jax.Array:
+    def encode(self, x: jax.Array, stored: jax.Array, bits: Bits) -> jax.Array:
         """`x` rounded to the dtype of `stored`."""
+        if self.seed is not None and stored.dtype.itemsize < 4:
+            x = stochastic(cast(x, jnp.float32), stored.dtype, bits())
         return cast(x, stored.dtype)
 
     def _dtype_for(self, own: jnp.dtype) -> jnp.dtype:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.tree_util import KeyPath, keystr
 
 from adamite.numerics import cast, widen
+from adamite.random_bits import Bits
 from adamite.storage.dense import Dense
 
 
@@ -25,6 +26,9 @@ class PerBlock:
     """
 
     axes: Callable[[KeyPath, Any], tuple[int, ...]]
+    seed = None
+    form = None
+    block = 1
 
     def fresh(self, leaf: Any, path: KeyPath = ()) -> jax.Array:
         """Zeros, one a block."""
@@ -34,10 +38,6 @@ class PerBlock:
             raise ValueError(f"{where} must be a tuple of axes of its shape {leaf.shape}, got {axes!r:.80}")
         return jnp.sum(Dense(unsigned=True).fresh(leaf), tuple({a % n for a in axes}), keepdims=True)
 
-    def shape(self, stored: jax.Array) -> tuple[int, ...]:
-        """The array's own."""
-        return stored.shape
-
     def fits(self, shape: tuple[int, ...], leaf_shape: tuple[int, ...]) -> bool:
         """Whether each axis is as long as the leaf's or 1."""
         return len(shape) == len(leaf_shape) and all(n in (1, m) for n, m in zip(shape, leaf_shape, strict=True))
@@ -46,6 +46,7 @@ class PerBlock:
         """The values, at least float32, one a block."""
         return widen(stored)
 
-    def encode(self, x: jax.Array, stored: jax.Array) -> jax.Array:
+    def encode(self, x: jax.Array, stored: jax.Array, bits: Bits) -> jax.Array:
         """`x`, one a block, rounded to the dtype of `stored`."""
+        del bits
         return cast(x, stored.dtype)

@@ -1,0 +1,97 @@
+"""What a step needs in memory, from the compiler: `make bench-memory` for a CPU, `make tpu-check` for a TPU.
+
+A step is ``update`` and ``apply_updates`` under one jit, parameters and state donated. It is compiled and not run; for
+one chip of a TPU v5e, without one. In bytes per parameter:
+
+    kept     what lives between steps: weights, gradients of the weights' dtype, state
+    beside   what the program needs beside that for a while
+    moved    what a TPU's program reads and writes in the chip's memory; a loop is counted as if it ran once
+"""
+
+import argparse
+import json
+import pathlib
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from adam_step import gpt2_small, machine
+from hlo_bytes import moved
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+
+import adamite
+
+TREES = {"one leaf of 16384 x 16384": [(16384, 16384)], "GPT-2 small, 148 leaves": gpt2_small()}
+CHOICES = [
+    ("float32", None),
+    ("bfloat16", "stochastic"),
+    ("bfloat16", "residual16"),
+    ("int8", None),
+    ("int8", "stochastic"),
+    ("int8", "residual8"),
+]
+
+
+def optimizers() -> dict[str, tuple[Any, Any]]:
+    """Each with the dtype of its weights."""
+    ours: dict[str, tuple[Any, Any]] = {
+        f"{moments} moments, {rounding or 'float32'} weights": (
+            adamite.adamw(3e-4, moments=moments, rounding=rounding),
+            jnp.bfloat16 if rounding else jnp.float32,
+        )
+        for moments, rounding in CHOICES
+    }
+    return {"optax.adamw, float32": (optax.adamw(3e-4), jnp.float32)} | ours
+
+
+def measure(tx: optax.GradientTransformation, params: Any, here: Sharding) -> dict[str, float]:
+    """Bytes per parameter of one step's program, compiled for the device of `here`."""
+
+    def step(params: Any, state: Any, grads: Any) -> Any:
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    def placed(tree: Any) -> Any:
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), tree)
+
+    params, state = placed(params), placed(jax.eval_shape(tx.init, params))
+    start = time.perf_counter()
+    program: Any = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile()
+    n = sum(p.size for p in params)
+    kept = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((params, params, state)))
+    return {
+        "kept": kept / n,
+        "beside": program.memory_analysis().temp_size_in_bytes / n,
+        "moved": moved(program.as_text())[0] / n,
+        "compile_s": time.perf_counter() - start,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Bytes per parameter of a step of AdamW, from the compiler.")
+    parser.add_argument("--tpu", action="store_true", help="compile for a TPU v5e (see `make tpu-check`)")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/step-memory.json"))
+    options = parser.parse_args()
+    here: Sharding = SingleDeviceSharding(jax.devices()[0])
+    if options.tpu:
+        chips = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
+        here = NamedSharding(Mesh(np.array(chips[:1]), ("chip",)), PartitionSpec())
+    result = {"compiled for": "TPU v5e" if options.tpu else "CPU", "machine": machine(), "trees": {}}
+    for tree, shapes in TREES.items():
+        print(f"\n{tree}\n{'bytes per parameter':38}{'kept':>8}{'beside':>8}{'moved':>8}{'compile':>10}")
+        rows = result["trees"][tree] = {}
+        for name, (tx, dtype) in optimizers().items():
+            row = rows[name] = measure(tx, [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes], here)
+            bytes_moved = f"{row['moved']:8.1f}" if options.tpu else f"{'':8}"
+            print(f"{name:38}{row['kept']:8.2f}{row['beside']:8.2f}{bytes_moved}{row['compile_s']:8.1f} s", flush=True)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"\nwrote {options.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""``python -m adamite memory``: what a training run will weigh, before anybody buys it."""
+
+import argparse
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from adamite.algorithms.adam import adamw
+from adamite.memory import MemoryReport, memory_report
+from adamite.rounding import NAMES as ROUNDINGS
+
+MOMENTS = ("float32", "bfloat16", "int8", "int8+float8")
+MOST = 10**13
+FLOAT32 = 16  # bytes of optax.adamw: weights, gradients, mu and nu, 4 each
+ASSUMED = """\
+The model is taken to be a decoder: in each layer four matrices, (d, 3d), (d, d), (d, 4d), (4d, d), and two vectors of
+d, with d about 128 times the number of layers; an embedding takes what is left, about an eighth. Weights, gradients
+and state are sharded evenly over the devices. A GB is 10^9 bytes. For a model and shardings of your own there is
+adamite.memory_report.
+"""
+
+
+def decoder(parameters: int) -> list[tuple[int, ...]]:
+    """The shapes of so many parameters, as `ASSUMED` says."""
+    d = 128 * max(1, round((parameters / 12 / 128**2) ** (1 / 3)))
+    layer = [(d,), (d, 3 * d), (d, d), (d,), (d, 4 * d), (4 * d, d)]
+    size = sum(map(math.prod, layer))
+    layers = parameters * 7 // 8 // size
+    rows, rest = divmod(parameters - layers * size, d)
+    return [shape for shape in [(rows, d), *layer * layers, (rest,)] if math.prod(shape)]
+
+
+def plan(options: argparse.Namespace) -> str:
+    """The table, and what is not in it."""
+    params = [jax.ShapeDtypeStruct(shape, jnp.dtype(options.weights)) for shape in decoder(options.params)]
+    moments = tuple(options.moments.split("+")) if "+" in options.moments else options.moments
+    report = memory_report(adamw(1e-3, moments=moments, rounding=options.rounding), params)
+    devices = f"{options.devices:,} device{'s' if options.devices > 1 else ''}"
+    rounding = f", rounding {options.rounding}" if options.rounding else ""
+    title = f"{options.params:,} parameters on {devices}: AdamW, moments {options.moments}{rounding}"
+    return "\n".join([title, "", *_table(report, options), "", *_beside(report, options)])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print what the command line asks for."""
+    parser = argparse.ArgumentParser(prog="python -m adamite", description="What an optimizer costs.")
+    memory = parser.add_subparsers(required=True).add_parser(
+        "memory",
+        help="plan the memory of a training run",
+        description="What weights, gradients and AdamW's state weigh, beside optax.adamw in float32.",
+        epilog=ASSUMED,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    memory.add_argument("--params", type=_count, required=True, metavar="N", help="number of parameters, such as 8e9")
+    memory.add_argument("--moments", choices=MOMENTS, default="float32", help="how moments are kept (float32)")
+    memory.add_argument("--rounding", choices=tuple(ROUNDINGS), help="how 16-bit weights take updates (as in optax)")
+    weights = "dtype of weights and gradients (bfloat16 with a rounding, else float32)"
+    memory.add_argument("--weights", choices=("bfloat16", "float32"), help=weights)
+    memory.add_argument("--devices", type=_count, default=1, metavar="N", help="how many devices share all that (1)")
+    memory.add_argument("--hbm", type=_gigabytes, metavar="GB", help="memory of one device: say whether it is enough")
+    options = parser.parse_args(arguments)
+    if options.rounding and options.weights == "float32":
+        memory.error("argument --rounding: it is for weights of 16 bits; leave it out, or --weights float32")
+    options.weights = options.weights or ("bfloat16" if options.rounding else "float32")
+    jax.config.update("jax_platforms", "cpu")  # nothing will be computed: accelerators stay with whoever has them
+    print(plan(options))
+
+
+def _table(report: MemoryReport, options: argparse.Namespace) -> list[str]:
+    names = [f"weights, {options.weights}", f"gradients, {options.weights}", "optimizer state", "together"]
+    rows = [*zip(names, (*report.bytes, report.bytes.total), strict=True)]
+    rows.append(("optax.adamw, float32", FLOAT32 * report.parameters))
+    lines = [f"{'':24}{'bytes/parameter':>16}{'GB':>16}{'GB/device':>16}"]
+    for name, count in rows:
+        gigabytes = count / 1e9
+        per_device = gigabytes / options.devices
+        lines.append(f"{name:24}{count / report.parameters:16.2f}{gigabytes:16,.3f}{per_device:16,.3f}")
+    return lines
+
+
+def _beside(report: MemoryReport, options: argparse.Namespace) -> list[str]:
+    """What is not in the table, and whether there is room for it."""
+    largest = max(math.prod(leaf.shape) for leaf in report.leaves)
+    lines = [
+        "Not in the table: activations, and what a step computes on its way. Count on the float32 update of the",
+        f"largest leaf, here {4 * largest / 1e9 / options.devices:,.3f} GB/device; the compiler knows how much it is:",
+        "jax.jit(step).lower(...).compile().memory_analysis()",
+    ]
+    if options.hbm is None:
+        return lines
+    room = options.hbm - report.bytes.total / 1e9 / options.devices
+    if room >= 0:
+        return [*lines, "", f"Of {options.hbm:g} GB on each device {room:,.3f} GB are left for that."]
+    devices = math.ceil(report.bytes.total / 1e9 / options.hbm)
+    return [*lines, "", f"{options.hbm:g} GB on each device are not enough: the table alone takes {devices:,} of them."]
+
+
+def _count(text: str) -> int:
+    """A whole number."""
+    number = _number(text)
+    if not (1 <= number <= MOST and number == int(number)):
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {MOST:.0e}, such as 8e9, got {text!r}")
+    return int(number)
+
+
+def _gigabytes(text: str) -> float:
+    number = _number(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a finite number of GB > 0, got {text!r}")
+    return number
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""A state's moments from one storage to another, between two steps.
+
+    value  <- decode(stored)                        float32
+    stored <- encode(value)                         rounded to the nearest
+
+A run that optax began in float32 goes on lean, and a lean one ends as a float32 checkpoint. Decoding is exact: what a
+code stands for is a float32. So is what follows it: a value that came from a code becomes that code again, as long as
+it is no smaller than the smallest normal float32.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType
+from jax.tree_util import KeyPath, keystr, tree_flatten_with_path, tree_leaves_with_path
+
+from adamite.engine.per_leaf import Counted
+from adamite.engine.placement import beside, settle
+from adamite.storage import Blockwise, Dense, Quantized, Storage, choose
+
+UNSIGNED = {"mu": False, "m1": False, "m2": False, "trace": False, "nu": True, "nu_max": True, "sum_of_squares": True}
+"""The fields that are moments, and whether they are >= 0."""
+
+
+def convert_moments(state: Any, moments: Any) -> Any:
+    """The same state with its moments kept in another way.
+
+    Moments are the fields ``mu``, ``m1``, ``m2`` and ``trace``, and, >= 0, ``nu``, ``nu_max`` and ``sum_of_squares`` of
+    a NamedTuple that has only counts beside them: the states of optax's and adamite's algorithms. They are found
+    anywhere inside `state`: in chains, `optax.masked`, `optax.MultiSteps`, `optax.inject_hyperparams`, a Flax
+    ``TrainState``. All else stays as it is.
+
+    Works eagerly, leaf by leaf, and under jit; arrays stay on their devices, sharded as they were, and scales are
+    sharded as their codes are where that divides them. For abstract states use `jax.eval_shape`.
+
+    Args:
+        state: an optimizer's state. One restored without a target consists of dicts, in which nothing is found: restore
+            it into ``jax.eval_shape(tx.init, params)``.
+        moments: how to keep them, as `adamite.scale_by_adam` takes it. A function is given the path of a leaf in the
+            parameters, and the moment's values, of at least float32, in place of the parameter. "float32" gives optax's
+            own layout.
+
+    Returns:
+        The state that an optimizer with these `moments` continues from. RMSProp, Adagrad and SGD count no steps; where
+        random bits need a count, that starts at 0, and it is dropped where none do.
+
+    Raises:
+        ValueError: `moments` is unknown; there are no moments in the state; a moment has not the parameters' shapes, as
+            ``nu`` of `adamite.adam_mini`, and would have to change; a complex one cannot be kept so.
+        TypeError: `moments` is something else.
+
+    Example:
+        optax takes the first step in 8 bytes per parameter, adamite the second in 2.03:
+
+        >>> import optax
+        >>> import adamite
+        >>> params, g = jnp.ones((16, 256)), jnp.full((16, 256), 0.5)
+        >>> _, state = optax.adam(0.1).update(g, optax.adam(0.1).init(params))
+        >>> state = convert_moments(state, "int8")
+        >>> sum(x.nbytes for x in jax.tree.leaves(state)) / params.size
+        2.0322265625
+        >>> updates, state = adamite.adam(0.1, moments="int8").update(g, state)
+        >>> print(updates[0, :3].round(3), convert_moments(state, "float32")[0].mu[0, :3])
+        [-0.1 -0.1 -0.1] [0.095 0.095 0.095]
+    """
+    nodes, structure = jax.tree.flatten(state, is_leaf=_has_moments)
+    if not any(map(_has_moments, nodes)):
+        raise ValueError(
+            f"state must hold moments, the fields {', '.join(UNSIGNED)} of an optimizer's NamedTuples, "
+            f"got {structure!s:.200}"
+        )
+    return structure.unflatten(_converted(node, moments) if _has_moments(node) else node for node in nodes)
+
+
+def _has_moments(node: Any) -> bool:
+    """Whether it is a rule's state: a NamedTuple of moments and of counts."""
+    own = node.inner if isinstance(node, Counted) else node
+    fields: dict[str, Any] = getattr(own, "_asdict", dict)()
+    counts = [x for name, x in fields.items() if name not in UNSIGNED]
+    return len(counts) < len(fields) and all(
+        getattr(x, "shape", None) == () and jnp.issubdtype(x.dtype, jnp.integer) for x in counts
+    )
+
+
+def _converted(node: Any, moments: Any) -> Any:
+    """A rule's state."""
+    own = node.inner if isinstance(node, Counted) else node
+    names = [name for name in own._fields if name in UNSIGNED]
+    storages = choose(moments, {name: Dense(unsigned=UNSIGNED[name]) for name in names})
+    new = own._replace(**{name: _moment(getattr(own, name), UNSIGNED[name], storages[name]) for name in names})
+    if any(getattr(new, name) is not getattr(own, name) for name in names):
+        for name in names[1:]:
+            _check_shapes(own, names[0], name)
+    if len(names) < len(own) or all(storages[name].seed is None for name in names):
+        return new
+    count = node.count if isinstance(node, Counted) else jnp.zeros((), jnp.int32)
+    return settle(Counted(count, new), new)
+
+
+def _moment(moment: Any, unsigned: bool, storage: Storage) -> Any:
+    """A moment of all leaves; the same object if it is kept so already."""
+    leaves, structure = tree_flatten_with_path(_values(moment))
+    column = [x for _, x in leaves]
+    if isinstance(moment, Quantized):
+        column = list(map(Quantized, column, jax.tree.leaves(moment.scales)))
+    wanted = _wanted(column, [path for path, _ in leaves], unsigned, storage)
+    if isinstance(moment, Quantized) == (storage.form is Quantized) and _types(column) == _types(wanted):
+        return moment
+    column = [beside(_values(x), _convert(x, like, unsigned)) for x, like in zip(column, wanted, strict=True)]
+    if storage.form is None:
+        return structure.unflatten(column)
+    return Quantized(*(structure.unflatten([x[i] for x in column]) for i in range(2)))
+
+
+def _values(moment: Any) -> Any:
+    """The arrays that have the parameters' shapes."""
+    return moment.codes if isinstance(moment, Quantized) else moment
+
+
+def _wanted(column: list[Any], paths: list[KeyPath], unsigned: bool, storage: Storage) -> list[Any]:
+    """The shapes and dtypes in which the leaves' moments are to be kept."""
+
+    def fresh(column: list[Any]) -> list[Any]:
+        leaves = [_keeper(x, unsigned).decode(x) for x in column]
+        return [storage.fresh(leaf, path) for leaf, path in zip(leaves, paths, strict=True)]
+
+    return jax.eval_shape(fresh, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), column))
+
+
+def _keeper(stored: Any, unsigned: bool) -> Storage:
+    """What decodes a leaf's moment and encodes in its form, which its dtypes tell: to the nearest, without a seed."""
+    return (Blockwise if isinstance(stored, Quantized) else Dense)(seed=None, unsigned=unsigned)
+
+
+@functools.partial(jax.jit, static_argnames=("like", "unsigned"))
+def _convert(stored: Any, like: Any, unsigned: bool) -> Any:
+    """A leaf's moment in the form of `like`, sharded as it was."""
+
+    def one(stored: Any, blank: Any) -> Any:
+        x = _keeper(stored, unsigned).decode(stored)
+        return _keeper(blank, unsigned).encode(x, blank, lambda: jnp.uint32(0))
+
+    def ones(x: Any) -> jax.Array:
+        return jnp.ones_like(values, x.dtype) if x.shape == values.shape else jnp.ones(x.shape, x.dtype)
+
+    values = _values(stored)
+    blank = beside(values, jax.tree.map(ones, like))
+    if AxisType.Explicit not in jax.typeof(values).sharding.mesh.axis_types:
+        return one(stored, blank)
+    shardings = jax.tree.map(lambda x: jax.typeof(x).sharding, blank)
+    placed: Any = jax.sharding.auto_axes(one, out_sharding=shardings)  # explicit types know no blocks
+    return placed(stored, blank)
+
+
+def _types(column: list[Any]) -> list[tuple[tuple[int, ...], jnp.dtype]]:
+    return [(x.shape, x.dtype) for x in jax.tree.leaves(column)]
+
+
+def _check_shapes(own: Any, first: str, name: str) -> None:
+    """Refuse moments that are not elementwise."""
+    one, other = (
+        {keystr(path): x.shape for path, x in tree_leaves_with_path(_values(getattr(own, field)))}
+        for field in (first, name)
+    )
+    for where in sorted(one.keys() | other.keys()):
+        if one.get(where) != other.get(where):
+            raise ValueError(
+                f"{name}{where} has shape {other.get(where)} and {first}{where} {one.get(where)}: "
+                "moments that are averages of several elements, as Adam-mini's, are kept in float32 only"
+            )

@@ -1,0 +1,154 @@
+"""One byte for each element, and one float32 for each block of them: its element of largest magnitude.
+
+                        a mean of g                                     a mean of g^2, >= 0
+    scale  =            the block's largest element, with its sign      the block's largest element
+    codes  =            encode(x / scale), to the nearest               encode(sqrt(x / scale)), stochastically
+    x      ~            decode(codes) scale                             decode(codes)^2 scale
+
+Blocks extend over the last axis, so that codes keep the parameter's shape and scales its leading axes: what shards the
+parameter shards both. The largest element of a block is exact.
+
+Why the root: gradients in one block differ by decades, their squares by twice as many, and codes are finest near 1. Why
+stochastically: with b2 = 0.999 a mean changes by a thousandth in a step, and codes lie 1% to 50% apart; to the nearest,
+what does not jump does not move. With b1 = 0.9 it moves, and the nearest has the smaller error (docs/memory.md).
+
+Dettmers, Lewis, Shleifer & Zettlemoyer 2022, arXiv:2110.02861, section 2, with these deviations:
+
+1. The scale has a sign. In the paper -1 is no code: the largest element, if negative, loses 0.7% at each step.
+2. Roots, for moments that are >= 0, and stochastic rounding.
+3. Blocks extend over the last axis only; the paper's ignore the shape.
+"""
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import KeyPath, keystr
+
+from adamite.random_bits import Bits
+from adamite.storage.codes import HALF, UE5M3, Code, DynamicSigned, DynamicUnsigned, random_r
+from adamite.storage.dense import Dense
+
+SIGNED, ROOTED, FLOAT8 = DynamicSigned(), DynamicUnsigned(), UE5M3()
+
+
+class Quantized(NamedTuple):
+    """A moment in blocks: of a leaf, or of a whole tree of them.
+
+    The following hold for every leaf of shape (..., n):
+
+    - the codes have its shape, the scales (..., ceil(n / block)) for a block that is a power of two;
+    - where the scale is 1 and the codes are 0, the moment is 0;
+    - a leaf that is not quantized stands in `codes` as it is, floating, and its one scale is 1, of shape (1, ..., 1).
+    """
+
+    codes: Any  # the parameter's shape; int8, or uint8 for the root of a moment >= 0
+    scales: Any  # float32, one a block
+
+
+@dataclasses.dataclass(frozen=True)
+class Blockwise:
+    """Codes for the leaves that are worth it; small ones stay as `Dense` keeps them.
+
+    Attributes:
+        block: how many elements along the last axis share a scale: a power of two.
+        smallest: the least number of elements that a leaf must have, on all devices together, to be quantized.
+        float8: the codes of a moment >= 0 are `UE5M3`, not `DynamicUnsigned` of the root: better where gradients in a
+            block differ by more than two decades, worse otherwise.
+        seed: of the random bits; None: round moments >= 0 to the nearest, too.
+        unsigned: the moment is >= 0.
+        initial: what it is before the first gradient.
+    """
+
+    block: int = 256
+    smallest: int = 4096
+    float8: bool = False
+    seed: int | None = 0
+    unsigned: bool = False
+    initial: jax.typing.ArrayLike = 0.0
+    form = Quantized
+
+    def fresh(self, leaf: Any, path: KeyPath = ()) -> Quantized:
+        """Blocks of the initial value."""
+        if leaf.size < self.smallest:
+            return as_it_is(Dense(unsigned=self.unsigned, initial=self.initial).fresh(leaf, path))
+        if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+            raise ValueError(f"the moments of a complex parameter cannot be kept in int8: params{keystr(path)}")
+        initial = jnp.asarray(self.initial, jnp.float32)
+        code = SIGNED if not self.unsigned else FLOAT8 if self.float8 else ROOTED
+        one = code.encode(jnp.where(initial == 0, 0.0, 1.0), HALF)
+        scales = jnp.full(_shape_of_scales(leaf.shape, self.block), jnp.where(initial == 0, 1.0, initial))
+        return Quantized(jnp.full_like(leaf, one, dtype=code.dtype), scales)
+
+    def like(self, moment: Dense) -> "Blockwise":
+        """This storage for a moment like that one."""
+        seed = self.seed if moment.unsigned else None
+        return dataclasses.replace(self, seed=seed, unsigned=moment.unsigned, initial=moment.initial)
+
+    def fits(self, shape: tuple[int, ...], leaf_shape: tuple[int, ...]) -> bool:
+        """Whether the two are the same."""
+        return shape == leaf_shape
+
+    def decode(self, stored: Quantized) -> jax.Array:
+        """The values, float32."""
+        codes, scales = stored
+        if jnp.issubdtype(codes.dtype, jnp.inexact):
+            return Dense(unsigned=self.unsigned).decode(codes)
+        code = self._code(codes.dtype)
+        z = code.decode(codes)
+        return (z * z if code is ROOTED else z) * _spread(scales, codes.shape[-1])
+
+    def encode(self, x: jax.Array, stored: Quantized, bits: Bits) -> Quantized:
+        """The values in blocks. A NaN or an infinity makes its whole block NaN when decoded, and no other."""
+        if jnp.issubdtype(stored.codes.dtype, jnp.inexact):
+            return Quantized(Dense(seed=self.seed).encode(x, stored.codes, bits), stored.scales)
+        scales = _largest(x, stored.scales.shape[-1], self.unsigned)
+        empty = jnp.abs(scales) < jnp.finfo(jnp.float32).smallest_normal
+        z = x * _spread(jnp.where(empty, 0.0, 1 / scales), x.shape[-1])
+        scales = jnp.where(empty, 1.0, scales)
+        r = HALF if self.seed is None or not self.unsigned else random_r(bits())
+        code = self._code(stored.codes.dtype)
+        return Quantized(code.encode(jnp.sqrt(z) if code is ROOTED else z, r), scales)
+
+    def _code(self, dtype: jnp.dtype) -> Code:
+        """The code whose dtype that is: a state says what it is."""
+        if not self.unsigned:
+            return SIGNED
+        return ROOTED if dtype == ROOTED.dtype else FLOAT8
+
+
+def as_it_is(values: jax.Array) -> Quantized:
+    """The form of a leaf that is not quantized."""
+    return Quantized(values, jnp.ones((1,) * values.ndim, jnp.float32))
+
+
+def _shape_of_scales(shape: tuple[int, ...], block: int) -> tuple[int, ...]:
+    return *shape[:-1], math.ceil(shape[-1] / block)
+
+
+def _block(n: int, blocks: int) -> int:
+    """How many of `n` elements are in each of so many blocks but the last."""
+    return n if blocks == 1 else next(2**k for k in range(n.bit_length()) if math.ceil(n / 2**k) == blocks)
+
+
+def _spread(scales: jax.Array, n: int) -> jax.Array:
+    """Each block's number for each of its elements: (..., blocks) -> (..., n)."""
+    blocks = scales.shape[-1]
+    block = _block(n, blocks)
+    wide = jnp.broadcast_to(scales[..., None], (*scales.shape, block))
+    return wide.reshape(*scales.shape[:-1], blocks * block)[..., :n]
+
+
+def _largest(x: jax.Array, blocks: int, unsigned: bool) -> jax.Array:
+    """The element of largest magnitude in each block, with its sign: (..., n) -> (..., blocks)."""
+    n = x.shape[-1]
+    block = _block(n, blocks)
+    x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, blocks * block - n)]) if n % block else x
+    x = x.reshape(*x.shape[:-1], blocks, block)
+    high = x.max(-1)
+    if unsigned:
+        return high
+    low = x.min(-1)
+    return jnp.where(high >= -low, high, low)
