@@ -70,7 +70,7 @@ def round_weights(rounding: Any = "stochastic") -> optax.GradientTransformationE
         if leaf.dtype == jnp.float16 and isinstance(how, Residual16):
             raise ValueError(f"params{keystr(path)} is float16; residual16 is for bfloat16, residual8 for both")
         if not _short(leaf):
-            return jnp.zeros((1,) * len(leaf.shape), residual_dtype)
+            return beside(leaf, jnp.zeros((1,) * len(leaf.shape), residual_dtype))
         return beside(leaf, jnp.zeros_like(leaf, residual_dtype))
 
     def begin(updates: optax.Updates, state: Any, params: optax.Params | None) -> tuple[Any, list[Any]]:

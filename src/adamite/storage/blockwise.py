@@ -78,7 +78,7 @@ class Blockwise:
             raise ValueError(f"the moments of a complex parameter cannot be kept in int8: params{keystr(path)}")
         initial = jnp.asarray(self.initial, jnp.float32)
         code = SIGNED if not self.unsigned else FLOAT8 if self.float8 else ROOTED
-        one = code.encode(jnp.where(initial == 0, 0.0, 1.0), HALF)
+        one = jnp.where(initial == 0, 0, code.one)
         scales = jnp.full(_shape_of_scales(leaf.shape, self.block), jnp.where(initial == 0, 1.0, initial))
         return Quantized(jnp.full_like(leaf, one, dtype=code.dtype), scales)
 

@@ -33,6 +33,8 @@ class Code(Protocol):
     """
 
     dtype: jnp.dtype
+    one: int
+    """The code of 1; that of 0 is 0."""
 
     def encode(self, z: jax.Array, r: jax.Array | int) -> jax.Array:
         """The code of each value."""
@@ -51,6 +53,7 @@ class DynamicSigned:
     """
 
     dtype = jnp.dtype(jnp.int8)
+    one = -128
 
     def encode(self, z: jax.Array, r: jax.Array | int) -> jax.Array:
         """The code of each value in [-1, 1]."""
@@ -72,6 +75,7 @@ class DynamicUnsigned:
     """
 
     dtype = jnp.dtype(jnp.uint8)
+    one = 255
 
     def encode(self, z: jax.Array, r: jax.Array | int) -> jax.Array:
         """The code of each value in [0, 1]."""
@@ -92,6 +96,7 @@ class UE5M3:
     """
 
     dtype = jnp.dtype(jnp.int8)
+    one = -1
 
     def encode(self, z: jax.Array, r: jax.Array | int) -> jax.Array:
         """The code of each value in [0, 1]."""
