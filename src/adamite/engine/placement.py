@@ -27,7 +27,7 @@ def _tied(leaf: Any, x: jax.Array) -> jax.Array:
     known = _explicit(leaf) if traced else getattr(leaf, "sharding", None)
     if isinstance(known, NamedSharding):
         return jax.device_put(x, fitted(known, leaf.shape, x.shape))
-    if getattr(leaf, "committed", False) and known is not None and known.num_devices == 1:
+    if not traced and getattr(leaf, "committed", False) and known is not None and known.num_devices == 1:
         return jax.device_put(x, known)
     if not traced or x.ndim != leaf.ndim or not leaf.size:
         return x
