@@ -130,10 +130,25 @@ def states(state: Any, count: int) -> tuple[Any, ...]:
     return tuple(state)
 
 
-def seed(value: Any) -> int:
-    """A whole number."""
+def whole(name: str, value: Any, *, lowest: int | None = None) -> int:
+    """A whole number, not below `lowest`."""
+    must = f"{name} must be a whole number" + (f" >= {lowest}" if lowest is not None else "")
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
-        raise TypeError(f"seed must be a whole number, got {_describe(value)}")
+        raise TypeError(f"{must}, got {_describe(value)}")
+    if lowest is not None and value < lowest:
+        raise ValueError(f"{must}, got {value}")
+    return int(value)
+
+
+def seed(value: Any) -> int | None:
+    """None or a whole number."""
+    return None if value is None else whole("seed", value)
+
+
+def power_of_two(name: str, value: Any) -> int:
+    """1, 2, 4, 8, ..."""
+    if whole(name, value, lowest=1).bit_count() != 1:
+        raise ValueError(f"{name} must be a power of two, got {value}")
     return int(value)
 
 

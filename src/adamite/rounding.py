@@ -24,6 +24,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from adamite import checks
 from adamite.random_bits import Bits, uniform
 
 
@@ -83,6 +84,9 @@ class Stochastic:
     seed: int = 0
     residual_dtype = None
 
+    def __post_init__(self) -> None:
+        checks.whole("seed", self.seed)
+
     def weights(self, p: jax.Array, residual: Any) -> jax.Array:
         """`p`."""
         del residual
@@ -103,6 +107,9 @@ class Residual8:
 
     seed: int = 0
     residual_dtype = jnp.dtype(jnp.int8)
+
+    def __post_init__(self) -> None:
+        checks.whole("seed", self.seed)
 
     def weights(self, p: jax.Array, residual: Any) -> jax.Array:
         """`p` and the counts beside it."""

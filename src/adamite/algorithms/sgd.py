@@ -25,7 +25,7 @@ import optax
 from adamite import checks
 from adamite.engine import Rule, by_number, chain, from_rule
 from adamite.learning_rate import scale_by_learning_rate
-from adamite.storage import Dense
+from adamite.storage import Dense, choose
 
 
 def trace_rule(*, decay: jax.typing.ArrayLike, nesterov: bool) -> Rule:
@@ -81,9 +81,11 @@ def trace_or_identity(
     moments: Any = "float32",
 ) -> optax.GradientTransformation:
     """`trace`, or nothing where `momentum` is None; the other arguments are checked all the same."""
-    decay = 0.0 if momentum is None else checks.decay_rate("momentum", momentum)
-    part = trace(decay, nesterov, accumulator_dtype, moments=moments)
-    return by_number(lambda u, *_: u, 0) if momentum is None else part
+    if momentum is not None:
+        return trace(checks.decay_rate("momentum", momentum), nesterov, accumulator_dtype, moments=moments)
+    trace(0.0, nesterov, accumulator_dtype)
+    choose(moments, {})
+    return by_number(lambda u, *_: u, 0)
 
 
 def sgd(

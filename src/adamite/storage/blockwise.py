@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import KeyPath, keystr
 
+from adamite import checks
 from adamite.random_bits import Bits
 from adamite.storage.codes import HALF, UE5M3, Code, DynamicSigned, DynamicUnsigned, random_r
 from adamite.storage.dense import Dense
@@ -69,6 +70,12 @@ class Blockwise:
     unsigned: bool = False
     initial: jax.typing.ArrayLike = 0.0
     form = Quantized
+
+    def __post_init__(self) -> None:
+        checks.power_of_two("block", self.block)
+        checks.whole("smallest", self.smallest, lowest=0)
+        checks.flag("float8", self.float8)
+        checks.seed(self.seed)
 
     def fresh(self, leaf: Any, path: KeyPath = ()) -> Quantized:
         """Blocks of the initial value."""

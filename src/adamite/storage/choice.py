@@ -36,31 +36,33 @@ def choose(moments: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """
     if isinstance(moments, str) and moments == "float32":
         return dict(defaults)
+    pair = _pair(moments)
+    storages = [_storage(chosen, moments) for chosen in pair]
     if any(default.dtype is not None for default in defaults.values()):
         raise ValueError(f"moments and mu_dtype (accumulator_dtype) exclude each other, got moments={moments!r:.80}")
-    return {name: _storage(moments, default) for name, default in defaults.items()}
+    if isinstance(pair[0], str) and pair[0] == "float8" and not all(m.unsigned for m in defaults.values()):
+        raise ValueError("moments='float8' has no sign, it is for means of squares: use ('int8', 'float8')")
+    return {name: storages[moment.unsigned].like(moment) for name, moment in defaults.items()}
 
 
-def _storage(moments: Any, moment: Dense) -> Any:
-    chosen = _of_pair(moments, moment.unsigned)
+def _pair(moments: Any) -> tuple[Any, Any]:
+    """What is for means of gradients, and what is for moments that are >= 0."""
+    return tuple(moments) if isinstance(moments, (tuple, list)) and len(moments) == 2 else (moments, moments)
+
+
+def _storage(chosen: Any, moments: Any) -> Any:
     if isinstance(chosen, str):
-        if chosen == "float8" and not moment.unsigned:
-            raise ValueError("moments='float8' has no sign, it is for means of squares: use ('int8', 'float8')")
         if chosen not in NAMES:
             raise ValueError(f"moments must be one of {', '.join(map(repr, NAMES))}, got {chosen!r:.80}")
-        return NAMES[chosen].like(moment)
+        return NAMES[chosen]
     if hasattr(chosen, "like") and not isinstance(chosen, type):
-        return chosen.like(moment)
+        return chosen
     if callable(chosen) and not isinstance(chosen, type):
-        return ByLeaf(chosen, moment.unsigned, moment.initial)
+        return ByLeaf(chosen)
     raise TypeError(
         "moments must be a name, a storage, a pair of these or a function of path and leaf, "
         f"got {moments!r:.80} of type {type(moments).__name__}"
     )
-
-
-def _of_pair(moments: Any, unsigned: bool) -> Any:
-    return moments[unsigned] if isinstance(moments, (tuple, list)) and len(moments) == 2 else moments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,12 +78,16 @@ class ByLeaf:
 
     def fresh(self, leaf: Any, path: KeyPath = ()) -> Quantized:
         """The initial value, in the form that the function says."""
-        name = _of_pair(self.choice(path, leaf), self.unsigned)
-        if name not in BY_LEAF:
+        name = _pair(self.choice(path, leaf))[self.unsigned]
+        if not isinstance(name, str) or name not in BY_LEAF:
             allowed = ", ".join(map(repr, BY_LEAF))
             raise ValueError(f"moments of params{keystr(path)} must be one of {allowed}, got {name!r:.80}")
         stored = NAMES[name].like(self).fresh(leaf, path)
         return stored if isinstance(stored, Quantized) else as_it_is(stored)
+
+    def like(self, moment: Dense) -> "ByLeaf":
+        """This storage for a moment like that one."""
+        return dataclasses.replace(self, unsigned=moment.unsigned, initial=moment.initial)
 
     def fits(self, shape: tuple[int, ...], leaf_shape: tuple[int, ...]) -> bool:
         """Whether the two are the same."""

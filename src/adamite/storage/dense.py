@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import KeyPath
 
+from adamite import checks
 from adamite.numerics import cast, wide_dtype, widen
 from adamite.random_bits import Bits
 from adamite.rounding import stochastic
@@ -35,6 +36,10 @@ class Dense:
     seed: int | None = None
     form = None
     block = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", checks.floating_dtype("dtype", self.dtype))
+        checks.seed(self.seed)
 
     def fresh(self, leaf: Any, path: KeyPath = ()) -> jax.Array:
         """An array of the leaf's shape, full of the initial value."""
