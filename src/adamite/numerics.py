@@ -106,5 +106,10 @@ def abs_sq(x: jax.Array) -> jax.Array:
     return (x.conj() * x).real
 
 
+def rounded(x: jax.Array) -> jax.Array:
+    """`x`; a compiler that would fuse the product that it is with a sum, in one rounding, rounds it by itself."""
+    return jnp.where(jnp.isfinite(x), x, 2 * x)
+
+
 def _power(g: Any, order: int) -> jax.Array:
     return abs_sq(g) if order == 2 and jnp.iscomplexobj(g) else g**order

@@ -121,6 +121,7 @@ class Residual8:
         p = _to_grid(theta, dtype, _half_up)
         unit = spacing(p, dtype) / 256
         fine = p + jnp.floor((theta - p) / unit + uniform(bits(), 16)) * unit
+        fine = jnp.where(jnp.isfinite(theta), fine, theta)
         p = _to_grid(fine, dtype, _half_up)  # 128 counts up is 128 down from the next
         counts = (fine - p) / (spacing(p, dtype) / 256)
         return p, jnp.where(jnp.isfinite(p), jnp.clip(counts, -128, 127), 0).astype(jnp.int8)

@@ -51,8 +51,7 @@ def trace(
     Args:
         decay: in [0, 1), per step: how much of the sum is kept.
         nesterov: look one step ahead: decay the sum once more and add the update again.
-        accumulator_dtype: floating dtype in which ``trace`` is stored, rounded to nearest. None: the parameter's, at
-            least float32.
+        accumulator_dtype: floating dtype of the stored sum, rounded to nearest. None: the parameter's, >= float32.
         moments: see `adamite.scale_by_adam`.
 
     Returns:
