@@ -1,0 +1,177 @@
+"""What every optimizer keeps to with every storage and rounding: one type for ever, one program, one pass in slices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import adamite
+from adamite.engine import leafwise, slices
+from adamite.storage import Blockwise
+from bits import assert_same_bits, trajectory
+from specs import SPECS
+
+MOMENTS = {"bfloat16": "bfloat16", "int8": "int8", "float8": ("int8", "float8"), "half": ("bfloat16", "int8")}
+WHOLE_LEAF = {"stable_adamw", "adam_mini"}
+each = pytest.mark.parametrize("spec", [spec for spec in SPECS if spec.name not in WHOLE_LEAF], ids=str)
+each_moments = pytest.mark.parametrize(
+    "moments", [pytest.param(name, marks=() if name == "int8" else pytest.mark.slow) for name in MOMENTS]
+)
+
+
+def tree(seed=0, dtype=jnp.bfloat16):
+    """A leaf in blocks, the last one ragged, and a small one."""
+    rng = np.random.default_rng(seed)
+    return {"large": jnp.asarray(rng.standard_normal((16, 300)), dtype), "small": jnp.asarray(rng.standard_normal(5))}
+
+
+def types(tree):
+    return jax.tree.map(lambda x: (x.shape, x.dtype.name, x.weak_type), tree)
+
+
+@each
+@each_moments
+def test_one_type_one_program_and_state_in_place(spec, moments):
+    """Five donated steps: the state's buffers are used again. A missing gradient leaves what is kept of its leaf."""
+    rounding = {"rounding": "residual8"} if spec.full and spec.name != "lion mode" else {}
+    tx, params = spec.build(moments=MOMENTS[moments], **rounding), tree()
+    state = tx.init(params)
+    assert types(state) == types(jax.eval_shape(tx.init, params))
+    first, traces = types(state), []
+
+    def step(params, state, g):
+        traces.append(1)
+        updates, state = tx.update(g, state, params)
+        assert jax.tree.map(lambda u: u.dtype.name, updates) == {"large": updates["large"].dtype, "small": "float32"}
+        return optax.apply_updates(params, updates), state
+
+    step = jax.jit(step, donate_argnums=(0, 1))
+    for i in range(5):
+        given = [x for x in jax.tree.leaves((params, state)) if x.size]
+        params, state = step(params, state, tree(i))
+        assert all(x.is_deleted() for x in given)
+    assert len(traces) == 1
+    assert types(state) == first
+    assert params["large"].dtype == jnp.bfloat16
+    assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in jax.tree.leaves((params, state)))
+
+    _, after = jax.jit(tx.update)(tree(9) | {"large": None}, state, params)
+    of_large = [(p, x) for p, x in jax.tree_util.tree_leaves_with_path(state) if "large" in jax.tree_util.keystr(p)]
+    now = dict(jax.tree_util.tree_leaves_with_path(after))
+    for path, x in of_large:
+        assert_same_bits(now[path], x)
+
+
+@pytest.mark.slow
+@each
+@each_moments
+def test_close_to_float32(spec, moments):
+    """The first step is exact to what eight bits say; the tenth is still near."""
+    tx, plain = spec.build(moments=MOMENTS[moments]), spec.build()
+    params, gradients = tree(0, jnp.float32), jax.tree.map(lambda *g: jnp.stack(g), *(tree(i) for i in range(10)))
+    (end, _), (lean, _) = trajectory(tx, params, gradients)
+    (goal, _), (full, _) = trajectory(plain, params, gradients)
+    for name in params:
+        assert np.isfinite(lean[name]).all()
+        way = np.linalg.norm(goal[name] - params[name])
+        assert np.linalg.norm(end[name] - goal[name]) < 0.05 * way
+    if moments in ("int8", "float8"):
+        assert_same_bits(lean["small"], full["small"])
+
+
+SLOW_SHAPES = [pytest.param(shape, marks=pytest.mark.slow) for shape in [(5000,), (7, 3, 512), (256, 40), (1, 70_000)]]
+
+
+@pytest.mark.parametrize("shape", [(40, 300), (37, 1, 256), *SLOW_SHAPES])
+@pytest.mark.parametrize("devices", [1, 8])
+def test_slices_give_the_bits_of_the_whole(shape, devices, monkeypatch):
+    """A leaf of one slice, of many, of more than there are rows: the last one ragged, or overlapping."""
+    params = jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.bfloat16)
+    gradients = jnp.asarray(np.random.default_rng(1).standard_normal((3, *shape)), jnp.bfloat16)
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    results = []
+    for size in (2**30, 2**12, 2**10):
+        monkeypatch.setattr(slices, "SLICE", size)
+        monkeypatch.setattr(leafwise, "SLICED", 0 if size < 2**30 else 2**30)
+        tx = adamite.adamw(1e-3, moments="int8", rounding="residual8")
+        results.append(trajectory(tx, params, gradients))
+    assert_same_bits(results[1], results[0])
+    assert_same_bits(results[2], results[0])
+
+
+def test_a_rule_that_does_not_count_is_counted():
+    tx = adamite.scale_by_rms(moments="int8")
+    state = tx.init(tree())
+    assert state.count == 0
+    assert type(state.inner) is optax.ScaleByRmsState
+    assert tx.update(tree(1), state)[1].count == 1
+    assert type(adamite.trace(0.9, moments=Blockwise(seed=None)).init(tree())) is optax.TraceState
+
+
+@pytest.mark.parametrize("wrap", ["masked", "partition", "MultiSteps", "apply_if_finite", "inject_hyperparams"])
+def test_inside_optax_wrappers(wrap):
+    params, labels = tree(), {"large": "a", "small": "b"}
+    lean = adamite.adamw(1e-3, moments="int8", rounding="residual8")
+    tx = {
+        "masked": lambda: optax.masked(lean, {"large": True, "small": False}),
+        "partition": lambda: optax.partition({"a": lean, "b": optax.sgd(1e-3)}, labels),
+        "MultiSteps": lambda: optax.MultiSteps(lean, 2),
+        "apply_if_finite": lambda: optax.apply_if_finite(lean, 3),
+        "inject_hyperparams": lambda: optax.inject_hyperparams(
+            adamite.adamw, static_args=("moments", "rounding"), hyperparam_dtype=jnp.float32
+        )(1e-3, moments="int8", rounding="residual8"),
+    }[wrap]()
+    state = tx.init(params)
+
+    @jax.jit
+    def step(params, state, g):
+        updates, state = tx.update(g, state, params)
+        return optax.apply_updates(params, updates), state
+
+    start = params
+    for i in range(4):
+        before = types(state)
+        # Updates are float32, and apply_if_finite wants the gradients to be what the updates are.
+        params, state = step(params, state, tree(i, jnp.float32 if wrap == "apply_if_finite" else jnp.bfloat16))
+        assert types(state) == before
+    assert (params["large"] != start["large"]).any()
+    assert params["large"].dtype == jnp.bfloat16
+
+
+def test_under_vmap_members_are_as_alone_up_to_rounding():
+    """They share their random bits; a scale may be rounded another way in another program."""
+    tx = adamite.adamw(1e-3, moments="int8", rounding="residual8")
+    members = [tree(i) for i in range(3)]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *members)
+    updates, _ = jax.jit(jax.vmap(tx.update))(stacked, jax.vmap(tx.init)(stacked), stacked)
+    for i, member in enumerate(members):
+        alone, _ = jax.jit(tx.update)(member, tx.init(member), member)
+        landed = optax.apply_updates(member, jax.tree.map(lambda u, i=i: u[i], updates))
+        assert_same_bits(landed["large"], optax.apply_updates(member, alone)["large"])
+
+
+def test_one_line_makes_a_flax_loop_lean():
+    """`adamite.adamw(3e-4, moments="int8", rounding="residual8")` where `optax.adamw(3e-4)` stood."""
+
+    def train(tx, dtype):
+        model = nnx.Linear(64, 128, rngs=nnx.Rngs(0), param_dtype=dtype)
+        optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+        x = jax.random.normal(jax.random.key(1), (256, 64))
+        y = jnp.sin(x @ jax.random.normal(jax.random.key(2), (64, 128)) / 8)
+
+        @nnx.jit
+        def step(model, optimizer):
+            loss, gradients = nnx.value_and_grad(lambda model: jnp.mean((model(x) - y) ** 2))(model)
+            optimizer.update(model, gradients)
+            return loss
+
+        losses = [float(step(model, optimizer)) for _ in range(300)]
+        assert model.kernel[...].dtype == dtype
+        return losses[0] - losses[-1], sum(x.nbytes for x in jax.tree.leaves(nnx.state(optimizer)))
+
+    fell, size = train(optax.adamw(3e-4), jnp.float32)
+    lean_fell, lean_size = train(adamite.adamw(3e-4, moments="int8", rounding="residual8"), jnp.bfloat16)
+    assert abs(lean_fell / fell - 1) < 0.02
+    assert lean_size < 0.5 * size
