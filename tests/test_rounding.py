@@ -254,7 +254,10 @@ RECIPES = {
 }
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+SLOW = [pytest.param(recipe, marks=pytest.mark.slow) for recipe in ("adam", "momentum", "lion")]
+
+
+@pytest.mark.parametrize("recipe", ["adamw, schedule", "int8", *SLOW])
 def test_residual16_is_the_float32_weight_for_a_thousand_steps(recipe):
     gradients = gradients_of(1000, jnp.float32)
     make = RECIPES[recipe]
