@@ -106,8 +106,8 @@ def abs_sq(x: jax.Array) -> jax.Array:
     return (x.conj() * x).real
 
 
-def rounded(x: jax.Array) -> jax.Array:
-    """`x`; a compiler that would fuse the product that it is with a sum, in one rounding, rounds it by itself."""
+def unfused(x: jax.Array) -> jax.Array:
+    """`x`, rounded before it is added to anything: no compiler fuses the product that it is with a sum."""
     return jnp.where(jnp.isfinite(x), x, 2 * x)
 
 

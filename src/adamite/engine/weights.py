@@ -11,7 +11,7 @@ from adamite import checks
 from adamite.engine.leafwise import Part, leafwise
 from adamite.engine.matching import counterparts, same_rank
 from adamite.engine.placement import beside
-from adamite.numerics import as_array, is_none, rounded, widen
+from adamite.numerics import as_array, is_none, unfused, widen
 from adamite.random_bits import fold
 from adamite.rounding import NAMES, Nearest, Residual8, Residual16, Rounding, Stochastic, nearest
 
@@ -88,7 +88,7 @@ def round_weights(rounding: Any = "stochastic") -> optax.GradientTransformationE
         if not _short(p):
             return u, residual
         wide = p.astype(jnp.float32)
-        target, new = how.round(how.weights(p, residual) + rounded(u), p.dtype, lambda: bits(key))
+        target, new = how.round(how.weights(p, residual) + unfused(u), p.dtype, lambda: bits(key))
         step = target - wide
         if residual is None:
             return step, None
