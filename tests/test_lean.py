@@ -40,11 +40,12 @@ def test_one_type_one_program_and_state_in_place(spec, moments):
     state = tx.init(params)
     assert types(state) == types(jax.eval_shape(tx.init, params))
     first, traces = types(state), []
+    of_large = jnp.float32 if rounding else jnp.bfloat16  # rounded weights need updates that are not
 
     def step(params, state, g):
         traces.append(1)
         updates, state = tx.update(g, state, params)
-        assert jax.tree.map(lambda u: u.dtype.name, updates) == {"large": updates["large"].dtype, "small": "float32"}
+        assert {name: u.dtype for name, u in updates.items()} == {"large": of_large, "small": jnp.float32}
         return optax.apply_updates(params, updates), state
 
     step = jax.jit(step, donate_argnums=(0, 1))
@@ -58,17 +59,17 @@ def test_one_type_one_program_and_state_in_place(spec, moments):
     assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in jax.tree.leaves((params, state)))
 
     _, after = jax.jit(tx.update)(tree(9) | {"large": None}, state, params)
-    of_large = [(p, x) for p, x in jax.tree_util.tree_leaves_with_path(state) if "large" in jax.tree_util.keystr(p)]
     now = dict(jax.tree_util.tree_leaves_with_path(after))
-    for path, x in of_large:
-        assert_same_bits(now[path], x)
+    for path, x in jax.tree_util.tree_leaves_with_path(state):
+        if "large" in jax.tree_util.keystr(path):
+            assert_same_bits(now[path], x)
 
 
 @pytest.mark.slow
 @each
 @each_moments
 def test_close_to_float32(spec, moments):
-    """The first step is exact to what eight bits say; the tenth is still near."""
+    """After ten steps within 5% of the way; a small leaf, which stays float32, is there to the bit."""
     tx, plain = spec.build(moments=MOMENTS[moments]), spec.build()
     params, gradients = tree(0, jnp.float32), jax.tree.map(lambda *g: jnp.stack(g), *(tree(i) for i in range(10)))
     (end, _), (lean, _) = trajectory(tx, params, gradients)
@@ -140,8 +141,8 @@ def test_inside_optax_wrappers(wrap):
     assert params["large"].dtype == jnp.bfloat16
 
 
-def test_under_vmap_members_are_as_alone_up_to_rounding():
-    """They share their random bits; a scale may be rounded another way in another program."""
+def test_under_vmap_members_are_as_alone():
+    """They share their random bits."""
     tx = adamite.adamw(1e-3, moments="int8", rounding="residual8")
     members = [tree(i) for i in range(3)]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *members)
