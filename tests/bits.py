@@ -1,4 +1,4 @@
-"""Equality to the last bit."""
+"""Equality to the last bit, and of types."""
 
 from typing import Any
 
@@ -19,6 +19,11 @@ def assert_same_bits(ours: Any, theirs: Any) -> None:
         assert np.asarray(a).dtype == np.asarray(b).dtype, where
         assert np.shape(a) == np.shape(b), where
         np.testing.assert_array_equal(bits(a), bits(b), err_msg=where)
+
+
+def types(tree: Any) -> Any:
+    """What jit knows an array by."""
+    return jax.tree.map(lambda x: (x.shape, x.dtype.name, x.weak_type), tree)
 
 
 def trajectory(tx: optax.GradientTransformation, params: Any, gradients: Any) -> Any:

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import adamite
-from bits import assert_same_bits
+from bits import assert_same_bits, types
 from specs import SPECS
 
 each = pytest.mark.parametrize("spec", SPECS, ids=str)
@@ -43,10 +43,6 @@ def counts(state):
 def of_leaf(state, name):
     """The leaves of a state that belong to one leaf of the parameters."""
     return [x for path, x in jax.tree_util.tree_leaves_with_path(state) if f"['{name}']" in jax.tree_util.keystr(path)]
-
-
-def types(tree):
-    return jax.tree.map(lambda x: (x.shape, x.dtype.name, x.weak_type), tree)
 
 
 class TestDropIn:

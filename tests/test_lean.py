@@ -10,7 +10,7 @@ from flax import nnx
 import adamite
 from adamite.engine import leafwise, slices
 from adamite.storage import Blockwise
-from bits import assert_same_bits, trajectory
+from bits import assert_same_bits, trajectory, types
 from specs import SPECS
 
 MOMENTS = {"bfloat16": "bfloat16", "int8": "int8", "float8": ("int8", "float8"), "half": ("bfloat16", "int8")}
@@ -25,10 +25,6 @@ def tree(seed=0, dtype=jnp.bfloat16):
     """A leaf in blocks, the last one ragged, and a small one."""
     rng = np.random.default_rng(seed)
     return {"large": jnp.asarray(rng.standard_normal((16, 300)), dtype), "small": jnp.asarray(rng.standard_normal(5))}
-
-
-def types(tree):
-    return jax.tree.map(lambda x: (x.shape, x.dtype.name, x.weak_type), tree)
 
 
 @each
