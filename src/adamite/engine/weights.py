@@ -13,7 +13,7 @@ from adamite.engine.matching import counterparts, same_rank
 from adamite.engine.placement import beside
 from adamite.numerics import as_array, is_none, unfused, widen
 from adamite.random_bits import fold
-from adamite.rounding import NAMES, Nearest, Residual8, Residual16, Rounding, Stochastic
+from adamite.rounding import NAMES, Nearest, Residual8, Residual16, Rounding, Stochastic, nearest
 
 
 class RoundingState(NamedTuple):
@@ -87,10 +87,15 @@ def round_weights(rounding: Any = "stochastic") -> optax.GradientTransformationE
     def step(key: Any, u: jax.Array, p: jax.Array, residual: Any, bits: Any) -> tuple[jax.Array, Any]:
         if not _short(p):
             return u, residual
+        wide = p.astype(jnp.float32)
         target, new = how.round(how.weights(p, residual) + unfused(u), p.dtype, lambda: bits(key))
+        step = target - wide
+        if residual is None:
+            return step, None
         # p + u is the target, but for a step across 0 from just below a power of two, to less than p / 2^15. There it
-        # is within half a unit in the last place of p, and theta has so few bits that nothing is left for a residual.
-        return target - p.astype(jnp.float32), new
+        # is within half a unit in the last place of p, and theta has so few bits that nothing is left for a residual:
+        # the comparison changes no result. But without it XLA keeps one more array of each slice.
+        return step, jnp.where(nearest(wide + step, p.dtype) == target, new, 0)
 
     def end(state: Any, columns: list[Any], structure: Any) -> Any:
         if not isinstance(state, RoundingState):
