@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 
+from naming import named
 from specs import SPECS, Spec
 
 STEPS, SIZE = 1000, 24
@@ -27,7 +28,7 @@ SCHEDULES = {
 }
 GOLDEN = [s for s in SPECS if s.paper]
 CASES = [
-    pytest.param(spec, flags, schedule, id=f"{spec}-{flags}-{schedule}")
+    pytest.param(spec, flags, schedule, id=f"{spec}-{named(flags)}-{schedule}")
     for spec in GOLDEN
     for flags in spec.flags
     for schedule in SCHEDULES

@@ -9,6 +9,7 @@ import pytest
 
 import adamite
 from adamite.storage import Blockwise, Dense, PerBlock, Quantized
+from naming import named
 
 PARAMS = {"large": jnp.ones((8, 640)), "small": {"bias": jnp.ones(3)}}
 BFLOAT16 = jnp.dtype(jnp.bfloat16)
@@ -51,7 +52,7 @@ ALLOWED = [
 ]
 
 
-@pytest.mark.parametrize(("moments", "mu", "nu"), ALLOWED, ids=lambda x: getattr(x, "__name__", repr(x))[:40])
+@pytest.mark.parametrize(("moments", "mu", "nu"), ALLOWED, ids=named)
 def test_allowed(moments, mu, nu):
     tx = adamite.scale_by_adam(moments=moments)
     state = tx.init(PARAMS)
@@ -113,7 +114,7 @@ BAD = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("moments", "error", "says"), BAD, ids=lambda x: repr(x)[:30])
+@pytest.mark.parametrize(("moments", "error", "says"), BAD, ids=named)
 @pytest.mark.parametrize(
     "make", [adamite.scale_by_adam, lambda **kw: adamite.adamw(1e-2, **kw), adamite.scale_by_adopt]
 )
