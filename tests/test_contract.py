@@ -290,12 +290,15 @@ class TestTransformed:
         chex.assert_trees_all_close(jax.tree.map(lambda x: x[1], updates), alone, rtol=1e-6)
 
 
+VARIED = {"adam", "adamw", "lamb", "adagrad", "rmsprop", "ademamix", "scale_by_lion"}
+
+
 class TestVariants(chex.TestCase):
-    """chex's own variants: with and without jit, on a device, under pmap."""
+    """chex's own variants, of one spec of each kind: with and without jit, on a device, under pmap."""
 
     @chex.all_variants(with_pmap=True)
     def test_shapes_and_structure(self):
-        for spec in SPECS:
+        for spec in (s for s in SPECS if str(s) in VARIED):
             tx, params, gradients = spec.build(), tree(), tree(1)
             state = tx.init(params)
             updates, after = self.variant(tx.update)(gradients, state, params)

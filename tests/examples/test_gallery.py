@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 FOLDER = Path(__file__).parents[2] / "examples"
-SLOW = {"family", "bias_correction", "race"}
+SLOW = {"family", "bias_correction", "race", "anatomy", "formats", "gradient_protection"}
 
 
 def number(output: str, before: str) -> float:
