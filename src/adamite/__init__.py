@@ -1,5 +1,6 @@
 """Adam for JAX: pure, composable gradient transformations that chain with Optax."""
 
+from adamite import sharding
 from adamite.algorithms.adabelief import adabelief, scale_by_belief
 from adamite.algorithms.adagrad import adagrad, scale_by_rss
 from adamite.algorithms.adam import adam, adamw, nadam, nadamw, scale_by_adam
@@ -77,6 +78,7 @@ __all__ = [
     "scale_by_stddev",
     "scale_by_trust_ratio",
     "sgd",
+    "sharding",
     "soft_threshold",
     "stable_adamw",
     "trace",

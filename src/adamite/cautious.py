@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from adamite import checks
 from adamite.engine import uphold
 from adamite.numerics import cast
 
@@ -46,9 +47,7 @@ def cautious(tx: optax.GradientTransformation) -> optax.GradientTransformationEx
         [0.6 1. ]
         [0. 1.]
     """
-    if not isinstance(tx, optax.GradientTransformation):
-        raise TypeError(f"tx must be a gradient transformation, got {tx!r:.80} of type {type(tx).__name__}")
-    inner = optax.with_extra_args_support(tx)
+    inner = optax.with_extra_args_support(checks.transformation("tx", tx))
 
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra_args: Any

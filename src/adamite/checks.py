@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from adamite.numerics import wide_dtype
+from adamite.numerics import as_array, wide_dtype
 
 
 def decay_rate(name: str, value: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
@@ -117,6 +117,26 @@ def differentiable(tree: Any, name: str) -> None:
                 f"{where} has dtype {dtype.name}, but only floating and complex arrays can be optimized: "
                 "leave it out with optax.masked, optax.partition or your framework's own filter"
             )
+
+
+def transformation(name: str, value: Any) -> Any:
+    """A gradient transformation."""
+    if not (callable(getattr(value, "init", None)) and callable(getattr(value, "update", None))):
+        raise TypeError(f"{name} must be a gradient transformation, got {_describe(value)}")
+    return value
+
+
+def abstract(tree: Any, name: str) -> Any:
+    """The shapes and dtypes of a tree whose leaves have them, or are Python numbers; refuse others with their path."""
+
+    def one(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
+        if isinstance(leaf, (int, float, complex)):
+            leaf = jax.eval_shape(as_array, leaf)
+        if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+            raise TypeError(f"{name}{jax.tree_util.keystr(path)} must have a shape and a dtype, got {_describe(leaf)}")
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(one, tree)
 
 
 def states(state: Any, count: int) -> tuple[Any, ...]:

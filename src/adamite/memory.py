@@ -1,8 +1,6 @@
 """What an optimizer's state weighs beside weights and gradients, before anything is allocated.
 
-Only shapes and dtypes are computed. An array of the state belongs to a parameter where it stands in a tree of the
-parameters' structure, of which `optax.masked` and `optax.partition` may have left something out. Step counts and the
-like belong to none. What a step needs on its way is not counted.
+Only shapes and dtypes are computed. What a step needs on its way is not counted.
 """
 
 import dataclasses
@@ -13,12 +11,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding, Sharding
-from jax.tree_util import GetAttrKey, keystr, tree_flatten_with_path
+from jax.sharding import Sharding
+from jax.tree_util import keystr, tree_flatten_with_path
 
+from adamite import checks
 from adamite.convert import UNSIGNED
-from adamite.engine.placement import fitted
-from adamite.numerics import as_array
+from adamite.engine.ownership import Owned
+from adamite.sharding import of_params, of_state
 from adamite.storage import Blockwise
 
 SMALL = f"fewer than {Blockwise.smallest:,} elements"
@@ -136,129 +135,63 @@ def memory_report(tx: optax.GradientTransformation, params: Any, *, shardings: A
                per parameter                                  2.00       2.00    3.05
         28,933 bytes together, 7.05 per parameter
     """
-    if not callable(getattr(tx, "init", None)):
-        raise TypeError(f"tx must be a gradient transformation, got {tx!r:.80} of type {type(tx).__name__}")
-    leaves, structure = tree_flatten_with_path(params)
-    paths = [f"params{keystr(path)}" for path, _ in leaves]
-    abstract = [_abstract(path, leaf) for path, (_, leaf) in zip(paths, leaves, strict=True)]
-    found = _shardings(shardings, params, paths, abstract)
-    owned, other = _owned(jax.eval_shape(tx.init, structure.unflatten(abstract)), structure)
-    devices = max((sharding.num_devices for sharding in found if sharding is not None), default=1)
-    return MemoryReport(tuple(map(_leaf_memory, paths, abstract, found, owned)), sum(map(_nbytes, other)), devices)
-
-
-class _Stored(NamedTuple):
-    """An array of the state that belongs to a parameter."""
-
-    array: Any
-    path: tuple[str, ...]
-    """The names of the fields that its tree stands in."""
-
-    @property
-    def in_blocks(self) -> bool:
-        """Whether it is codes, or stands for them."""
-        return self.path[-1:] == ("codes",)
-
-    @property
-    def kept(self) -> str:
-        """How it keeps a moment; "" if it is none."""
-        moment = "".join(self.path[-2:-1] if self.in_blocks else self.path[-1:])
-        if moment not in UNSIGNED:
-            return ""
-        dtype: str = self.array.dtype.name
-        return {"uint8": "int8", "int8": "float8" if UNSIGNED[moment] else "int8"}.get(dtype, dtype)
-
-
-def _owned(state: Any, structure: Any) -> tuple[list[list[_Stored]], list[Any]]:
-    """The state's arrays for each parameter, and those that belong to none."""
-    places = structure.unflatten(range(structure.num_leaves))
-    owned: list[list[_Stored]] = [[] for _ in range(structure.num_leaves)]
-    other = []
-    nodes, _ = tree_flatten_with_path(state, is_leaf=lambda node: _counterparts(node, places) is not None)
-    for path, node in nodes:
-        names = tuple(key.name for key in path if isinstance(key, GetAttrKey))
-        found = _counterparts(node, places)
-        if found is None or _is_count(node):
-            other.append(node)
+    checks.transformation("tx", tx)
+    leaves, structure = tree_flatten_with_path(checks.abstract(params, "params"))
+    abstract = [leaf for _, leaf in leaves]
+    found = of_params(params, shardings, "shardings")
+    state = jax.eval_shape(tx.init, structure.unflatten(abstract))
+    stored: list[list[tuple[Owned, Sharding | None]]] = [[] for _ in leaves]
+    other = 0
+    for array, sharding in of_state(tx, state, abstract, structure, found):
+        if array.owner is None:
+            other += _nbytes(array.array)
         else:
-            for number, array in found:
-                owned[number].append(_Stored(array, names))
-    return owned, other
+            stored[array.owner].append((array, sharding))
+    paths = [f"params{keystr(path)}" for path, _ in leaves]
+    devices = max((sharding.num_devices for sharding in found if sharding is not None), default=1)
+    return MemoryReport(tuple(map(_leaf_memory, paths, abstract, found, stored)), other, devices)
 
 
-def _counterparts(node: Any, places: Any) -> list[tuple[int, Any]] | None:
-    """The arrays of a tree that has the structure of `places`, each with the number of its place; None for others."""
-    arrays, structure = jax.tree.flatten(node, is_leaf=_is_masked)
-    try:
-        numbers = structure.flatten_up_to(places)
-    except (TypeError, ValueError):
-        return None
-    pairs = [(n, x) for n, x in zip(numbers, arrays, strict=True) if not _is_masked(x)]
-    return pairs if all(isinstance(n, int) for n, _ in pairs) else None
-
-
-def _is_masked(node: Any) -> bool:
-    return isinstance(node, optax.MaskedNode)
-
-
-def _is_count(node: Any) -> bool:
-    """Whether it is a whole number, which stands beside the moments even where the parameters are one array."""
-    return getattr(node, "shape", None) == () and jnp.issubdtype(node.dtype, jnp.integer)
-
-
-def _leaf_memory(path: str, leaf: Any, sharding: Sharding | None, stored: Sequence[_Stored]) -> LeafMemory:
+def _leaf_memory(
+    path: str, leaf: Any, sharding: Sharding | None, stored: Sequence[tuple[Owned, Sharding | None]]
+) -> LeafMemory:
     """The row of one parameter."""
-    moments = ", ".join(dict.fromkeys(s.kept for s in stored if s.kept))
-    as_it_is = any(s.in_blocks and jnp.issubdtype(s.array.dtype, jnp.inexact) for s in stored)
+    moments = ", ".join(dict.fromkeys(kept for kept in (_kept(array) for array, _ in stored) if kept))
+    as_it_is = any(_in_blocks(array) and jnp.issubdtype(array.array.dtype, jnp.inexact) for array, _ in stored)
     why = (SMALL if leaf.size < Blockwise.smallest else CHOSEN) if as_it_is else ""
-    gradient = [leaf] if jnp.issubdtype(leaf.dtype, jnp.inexact) else []
+    weights = [(leaf, sharding)]
+    gradients = weights if jnp.issubdtype(leaf.dtype, jnp.inexact) else []
+    state = [(array.array, sharding) for array, sharding in stored]
     whole, share = (
-        Bytes(*(sum(nbytes(x) for x in arrays) for arrays in ([leaf], gradient, [s.array for s in stored])))
-        for nbytes in (_nbytes, lambda x: _nbytes_on_one_device(x, leaf, sharding))
+        Bytes(
+            *(
+                sum(_nbytes(x, where if shared else None) for x, where in arrays)
+                for arrays in (weights, gradients, state)
+            )
+        )
+        for shared in (False, True)
     )
     return LeafMemory(path, leaf.shape, leaf.dtype.name, moments, why, whole, share)
 
 
-def _nbytes(x: Any) -> int:
-    return x.size * x.dtype.itemsize
+def _in_blocks(array: Owned) -> bool:
+    """Whether it is codes, or stands for them."""
+    return array.path[-1:] == ("codes",)
 
 
-def _nbytes_on_one_device(x: Any, leaf: Any, sharding: Sharding | None) -> int:
-    """Of an array that belongs to a parameter of that sharding."""
-    shape = x.shape
-    if sharding is not None and shape == leaf.shape:
-        shape = sharding.shard_shape(shape)
-    elif isinstance(sharding, NamedSharding) and len(shape) == len(leaf.shape):
-        shape = fitted(sharding, leaf.shape, shape).shard_shape(shape)
+def _kept(array: Owned) -> str:
+    """How it keeps a moment; "" if it is none."""
+    moment = "".join(array.path[-2:-1] if _in_blocks(array) else array.path[-1:])
+    if moment not in UNSIGNED:
+        return ""
+    dtype: str = array.array.dtype.name
+    return {"uint8": "int8", "int8": "float8" if UNSIGNED[moment] else "int8"}.get(dtype, dtype)
+
+
+def _nbytes(x: Any, sharding: Sharding | None = None) -> int:
+    """Of an array; or of what one device has of it."""
+    shape = x.shape if sharding is None else sharding.shard_shape(x.shape)
     return math.prod(shape) * x.dtype.itemsize
-
-
-def _abstract(path: str, leaf: Any) -> jax.ShapeDtypeStruct:
-    """A parameter's shape and dtype."""
-    if isinstance(leaf, (int, float, complex)):
-        leaf = jax.eval_shape(as_array, leaf)
-    if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
-        raise TypeError(f"{path} must have a shape and a dtype, got {leaf!r:.80} of type {type(leaf).__name__}")
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-
-
-def _shardings(shardings: Any, params: Any, paths: Sequence[str], abstract: Sequence[Any]) -> list[Sharding | None]:
-    """That of each parameter; None: one device."""
-    if shardings is None:
-        own = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(params)]
-        return [s if isinstance(s, NamedSharding) else None for s in own]
-    try:
-        found = jax.tree.leaves(jax.tree.broadcast(shardings, params))
-    except ValueError as error:
-        raise ValueError(f"shardings must have the structure of params or a prefix of it: {error}") from None
-    for path, leaf, sharding in zip(paths, abstract, found, strict=True):
-        if not isinstance(sharding, Sharding):
-            raise TypeError(f"shardings must hold jax.sharding.Sharding, got {sharding!r:.80} for {path}")
-        try:
-            sharding.shard_shape(leaf.shape)
-        except (IndexError, ValueError) as error:
-            raise ValueError(f"shardings must divide {path} of shape {leaf.shape}: {error}") from None
-    return found
 
 
 def _sum(parts: Iterable[Bytes]) -> Bytes:
