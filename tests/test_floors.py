@@ -17,7 +17,7 @@ FLOORS = [
     {"engine"},
     {"learning_rate", "regularization"},
     {"algorithms"},
-    {"cautious", "convert", "memory", "sharding"},
+    {"cautious", "convert", "memory", "planning", "sharding"},
     {"__init__", "__main__"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

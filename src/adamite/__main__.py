@@ -2,13 +2,17 @@
 
 import argparse
 import math
+import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from adamite.algorithms.adam import adamw
 from adamite.memory import MemoryReport, memory_report
+from adamite.planning import decoder, layouts, sent
 from adamite.rounding import NAMES as ROUNDINGS
 
 MOMENTS = ("float32", "bfloat16", "int8", "int8+float8")
@@ -16,30 +20,31 @@ MOST = 10**13
 FLOAT32 = 16  # bytes of optax.adamw: weights, gradients, mu and nu, 4 each
 ASSUMED = """\
 The model is taken to be a decoder: in each layer four matrices, (d, 3d), (d, d), (d, 4d), (4d, d), and two vectors of
-d, with d about 128 times the number of layers; an embedding takes what is left, about an eighth. Weights, gradients
-and state are sharded evenly over the devices. A GB is 10^9 bytes. For a model and shardings of your own there is
-adamite.memory_report.
+d, with d about 128 times the number of layers; an embedding takes what is left, about an eighth. With --devices,
+weights, gradients and state are sharded evenly over them. With --mesh, the axis "model" cuts every matrix, and three
+ways to use the axis "data" stand side by side: all of its devices keep the same (replicated), each keeps its part of
+the state (ZeRO-1), or of weights, gradients and state (FSDP). What a device sends each step over the axis "data" is
+for gradients of the weights' dtype and rings; FSDP gathers the weights forward and backward, and holds those of a
+layer or two beside the table. What the axis "model" moves depends on the batch, and is not counted. A GB is 10^9
+bytes. For a model and shardings of your own there is adamite.memory_report.
 """
-
-
-def decoder(parameters: int) -> list[tuple[int, ...]]:
-    """The shapes of so many parameters, as `ASSUMED` says."""
-    d = 128 * max(1, round((parameters / 12 / 128**2) ** (1 / 3)))
-    layer = [(d,), (d, 3 * d), (d, d), (d,), (d, 4 * d), (4 * d, d)]
-    size = sum(map(math.prod, layer))
-    layers = parameters * 7 // 8 // size
-    rows, rest = divmod(parameters - layers * size, d)
-    return [shape for shape in [(rows, d), *layer * layers, (rest,)] if math.prod(shape)]
 
 
 def plan(options: argparse.Namespace) -> str:
     """The table, and what is not in it."""
     params = [jax.ShapeDtypeStruct(shape, jnp.dtype(options.weights)) for shape in decoder(options.params)]
     moments = tuple(options.moments.split("+")) if "+" in options.moments else options.moments
-    report = memory_report(adamw(1e-3, moments=moments, rounding=options.rounding), params)
-    devices = f"{options.devices:,} device{'s' if options.devices > 1 else ''}"
+    tx = adamw(1e-3, moments=moments, rounding=options.rounding)
+    many = (
+        "a mesh of " + ", ".join(f"{name} = {n}" for name, n in options.mesh.items())
+        if options.mesh
+        else (f"{options.devices:,} device{'s' if options.devices > 1 else ''}")
+    )
     rounding = f", rounding {options.rounding}" if options.rounding else ""
-    title = f"{options.params:,} parameters on {devices}: AdamW, moments {options.moments}{rounding}"
+    title = f"{options.params:,} parameters on {many}: AdamW, moments {options.moments}{rounding}"
+    if options.mesh:
+        return "\n".join([title, "", *_on_mesh(tx, params, options)])
+    report = memory_report(tx, params)
     return "\n".join([title, "", *_table(report, options), "", *_beside(report, options)])
 
 
@@ -58,7 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     memory.add_argument("--rounding", choices=tuple(ROUNDINGS), help="how 16-bit weights take updates (as in optax)")
     weights = "dtype of weights and gradients (bfloat16 with a rounding, else float32)"
     memory.add_argument("--weights", choices=("bfloat16", "float32"), help=weights)
-    memory.add_argument("--devices", type=_count, default=1, metavar="N", help="how many devices share all that (1)")
+    spread = memory.add_mutually_exclusive_group()
+    spread.add_argument("--devices", type=_count, default=1, metavar="N", help="how many devices share all that (1)")
+    spread.add_argument("--mesh", type=_mesh, metavar="AXES", help="or the axes of their mesh, such as data=64,model=8")
     memory.add_argument("--hbm", type=_gigabytes, metavar="GB", help="memory of one device: say whether it is enough")
     options = parser.parse_args(arguments)
     if options.rounding and options.weights == "float32":
@@ -77,6 +84,25 @@ def _table(report: MemoryReport, options: argparse.Namespace) -> list[str]:
         gigabytes = count / 1e9
         per_device = gigabytes / options.devices
         lines.append(f"{name:24}{count / report.parameters:16.2f}{gigabytes:16,.3f}{per_device:16,.3f}")
+    return lines
+
+
+def _on_mesh(tx: optax.GradientTransformation, params: list[jax.ShapeDtypeStruct], options: Any) -> list[str]:
+    """What a device keeps and sends, the ways to lay it side by side."""
+    ways = layouts(tx, params, options.mesh)
+    reports = [memory_report(way.tx, params, shardings=way.shardings).per_device for way in ways.values()]
+    rows = {
+        f"weights, {options.weights}": [report.weights for report in reports],
+        f"gradients, {options.weights}": [report.gradients for report in reports],
+        "optimizer state": [report.state for report in reports],
+        "together": [report.total for report in reports],
+        "sent each step": [sent(way, params) for way in ways.values()],
+    }
+    lines = [f"{'GB on each device':24}" + "".join(f"{name:>16}" for name in ways)]
+    lines += [f"{name:24}" + "".join(f"{count / 1e9:16,.3f}" for count in counts) for name, counts in rows.items()]
+    if options.hbm is not None:
+        left = [options.hbm - report.total / 1e9 for report in reports]
+        lines.append(f"{f'left of {options.hbm:g} GB':24}" + "".join(f"{room:16,.3f}" for room in left))
     return lines
 
 
@@ -103,6 +129,15 @@ def _count(text: str) -> int:
     if not (1 <= number <= MOST and number == int(number)):
         raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {MOST:.0e}, such as 8e9, got {text!r}")
     return int(number)
+
+
+def _mesh(text: str) -> dict[str, int]:
+    """The sizes of the axes."""
+    axes = dict(re.findall(r"(?:^|,)(data|model)=(\d{1,6})(?=,|$)", text))
+    sizes = {name: int(n) for name, n in axes.items()}
+    if ",".join(f"{name}={n}" for name, n in axes.items()) != text or "data" not in axes or not all(sizes.values()):
+        raise argparse.ArgumentTypeError(f"must be data=N or data=N,model=M, such as data=64,model=8, got {text!r}")
+    return sizes
 
 
 def _gigabytes(text: str) -> float:

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import optax
 from jax.core import Tracer
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from adamite import checks
@@ -80,7 +80,7 @@ def state_shardings(tx: optax.GradientTransformation, params: Any, param_shardin
 
 def zero1(
     tx: optax.GradientTransformation,
-    mesh: Mesh,
+    mesh: Mesh | AbstractMesh,
     axis: str | tuple[str, ...] = "data",
     *,
     param_shardings: Any = None,
@@ -98,7 +98,7 @@ def zero1(
 
     Args:
         tx: any gradient transformation whose state belongs to parameters, of adamite or of optax.
-        mesh: the mesh on which the parameters are, its axes all Auto or all Explicit.
+        mesh: the mesh on which the parameters are, its axes all Auto or all Explicit; abstract for a plan.
         axis: the name of the axis over which the batch is sharded, or several.
         param_shardings: tree of `NamedSharding`, or a prefix of one. None: on a mesh of Explicit axes those of the
             parameters; on one of Auto axes parameters are on every device, as jit does not show how they are sharded.
@@ -128,7 +128,7 @@ def zero1(
     names = _axes(mesh, axis)
 
     def spread(leaves: Sequence[Any], shardings: Sequence[Any]) -> list[Any]:
-        return [_with_axes(s, shape_of(leaf), names) if s else None for leaf, s in zip(leaves, shardings, strict=True)]
+        return [with_axes(s, shape_of(leaf), names) if s else None for leaf, s in zip(leaves, shardings, strict=True)]
 
     def layout(params: Any) -> tuple[list[Any], list[Any]]:
         """The sharding of each parameter, None being one, and that by which its state is sharded."""
@@ -220,9 +220,31 @@ def of_state(
     return [(array, sharding_of(array)) for array in owned(state, structure)]
 
 
+def with_axes(sharding: NamedSharding, shape: tuple[int, ...], names: tuple[str, ...]) -> NamedSharding:
+    """The sharding with more axes on one dimension, where it can be."""
+    spec = [_names(entry) for entry in (*sharding.spec, *[None] * (len(shape) - len(sharding.spec)))]
+    if names_of(sharding) & {*names}:
+        return sharding
+    for i in sorted(range(len(shape)), key=lambda i: len(spec[i]) > 0):
+        if shape[i] % math.prod(sharding.mesh.shape[name] for name in (*spec[i], *names)) == 0:
+            spec[i] = (*spec[i], *names)
+            return NamedSharding(sharding.mesh, PartitionSpec(*(entry or None for entry in spec)))
+    return sharding
+
+
+def names_of(sharding: NamedSharding) -> set[str]:
+    """The axes that shard anything."""
+    return {name for entry in sharding.spec for name in _names(entry)}
+
+
+def _names(entry: Any) -> tuple[str, ...]:
+    """The axes that shard a dimension."""
+    return entry if isinstance(entry, tuple) else () if entry is None else (entry,)
+
+
 def _axes(mesh: Any, axis: Any) -> tuple[str, ...]:
     """The names of the axes, all of the mesh."""
-    if not isinstance(mesh, Mesh):
+    if not isinstance(mesh, (Mesh, AbstractMesh)):
         raise TypeError(f"mesh must be a jax.sharding.Mesh, got {mesh!r:.80} of type {type(mesh).__name__}")
     if len(set(mesh.axis_types)) > 1:
         raise ValueError(f"mesh must have axes of one type, all Auto or all Explicit, got {mesh.axis_types}")
@@ -233,7 +255,7 @@ def _axes(mesh: Any, axis: Any) -> tuple[str, ...]:
     return names
 
 
-def _on(mesh: Mesh, path: str, leaf: Any, given: Any) -> NamedSharding:
+def _on(mesh: Any, path: str, leaf: Any, given: Any) -> NamedSharding:
     """The parameter's sharding over the mesh."""
     kinds = jax.typeof(leaf).sharding.mesh.axis_types if isinstance(leaf, Tracer) else ()
     if AxisType.Manual in kinds:
@@ -253,23 +275,6 @@ def _on(mesh: Mesh, path: str, leaf: Any, given: Any) -> NamedSharding:
             "zero1 needs param_shardings=jax.tree.map(lambda p: p.sharding, params)"
         )
     return NamedSharding(mesh, sharding.spec)
-
-
-def _with_axes(sharding: NamedSharding, shape: tuple[int, ...], names: tuple[str, ...]) -> NamedSharding:
-    """The sharding with more axes on one dimension, where it can be."""
-    spec = [_names(entry) for entry in (*sharding.spec, *[None] * (len(shape) - len(sharding.spec)))]
-    if any(name in entry for entry in spec for name in names):
-        return sharding
-    for i in sorted(range(len(shape)), key=lambda i: len(spec[i]) > 0):
-        if shape[i] % math.prod(sharding.mesh.shape[name] for name in (*spec[i], *names)) == 0:
-            spec[i] = (*spec[i], *names)
-            return NamedSharding(sharding.mesh, PartitionSpec(*(entry or None for entry in spec)))
-    return sharding
-
-
-def _names(entry: Any) -> tuple[str, ...]:
-    """The axes that shard a dimension."""
-    return entry if isinstance(entry, tuple) else () if entry is None else (entry,)
 
 
 def _lay(arrays: Sequence[Any], shardings: Sequence[Any]) -> list[Any]:
