@@ -17,7 +17,8 @@ FLOORS = [
     {"engine"},
     {"learning_rate", "regularization"},
     {"algorithms"},
-    {"cautious", "convert", "memory", "planning", "sharding"},
+    {"cautious", "sharding"},
+    {"convert", "memory", "planning"},
     {"__init__", "__main__"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

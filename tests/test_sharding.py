@@ -10,9 +10,10 @@ import optax
 import pytest
 from jax import P
 from jax.sharding import AxisType, NamedSharding
+from jax.tree_util import keystr, tree_leaves_with_path
 
 import adamite
-from adamite.sharding import state_shardings, zero1
+from adamite.sharding import offload, state_shardings, zero1
 from bits import assert_same_bits
 from compilation import compiled
 
@@ -69,7 +70,7 @@ def train(tx, place, dtype, init=None):
 
 
 def assert_sharded(tree, expected):
-    for (path, x), sharding in zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(expected), strict=True):
+    for (path, x), sharding in zip(tree_leaves_with_path(tree), jax.tree.leaves(expected), strict=True):
         assert x.sharding.is_equivalent_to(sharding, x.ndim), (path, x.sharding, sharding)
 
 
@@ -211,6 +212,33 @@ def test_what_is_left_out_stays_out():
     updates, after = jax.jit(around.update)(params, around.init(params), params)
     assert_same_bits(updates["b"], params["b"])
     assert_sharded(after.inner_state[0].mu["w"], NamedSharding(mesh, P("data")))
+
+
+@pytest.mark.parametrize("spread", [False, True])
+@pytest.mark.parametrize("types", TYPES)
+def test_offloaded_state_is_the_hosts_between_steps_and_gives_the_same_bits(types, spread):
+    mesh = mesh_of(types)
+    tx = adamite.adamw(1e-3, moments="int8", rounding="residual8")
+    tx = zero1(tx, mesh) if spread else tx
+    place = lambda tree: jax.device_put(tree, NamedSharding(mesh, P()))  # noqa: E731 (one line, used twice below)
+    params, state = train(offload(tx), place, jnp.bfloat16)
+    kinds = {keystr(path): x.sharding.memory_kind for path, x in tree_leaves_with_path(state)}
+    assert {kind for path, kind in kinds.items() if "count" not in path} == {"pinned_host"}
+    assert {kind for path, kind in kinds.items() if "count" in path} == {"device"}
+    at = state_shardings(offload(tx), params)
+    assert jax.tree.map(lambda x: x.sharding.memory_kind, state) == jax.tree.map(lambda s: s.memory_kind, at)
+    assert_sharded(state, at)
+    assert_same_bits((params, state), train(tx, place, jnp.bfloat16))
+
+
+def test_offload_on_one_device():
+    tx = adamite.adamw(1e-2)
+    place = lambda tree: jax.device_put(tree, jax.devices()[0])  # noqa: E731 (one line, used once below)
+    at_once, offloaded = (train(tx, place, jnp.float32) for tx in (tx, offload(tx)))
+    assert_same_bits(at_once, offloaded)
+    assert offloaded[1][0].nu["scalar"].sharding.memory_kind == "pinned_host"
+    with pytest.raises(TypeError, match=r"^tx must be a gradient transformation, got 3 of type int"):
+        offload(3)
 
 
 class TestRefused:

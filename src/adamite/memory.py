@@ -17,7 +17,7 @@ from jax.tree_util import keystr, tree_flatten_with_path
 from adamite import checks
 from adamite.convert import UNSIGNED
 from adamite.engine.ownership import Owned
-from adamite.sharding import of_params, of_state
+from adamite.sharding.layout import of_params, of_state
 from adamite.storage import Blockwise
 
 SMALL = f"fewer than {Blockwise.smallest:,} elements"

@@ -17,7 +17,8 @@ import jax
 import optax
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
-from adamite.sharding import Spread, names_of, with_axes, zero1
+from adamite.sharding.layout import names_of, spread_by, with_axes
+from adamite.sharding.spreading import zero1
 
 
 class Layout(NamedTuple):
@@ -63,9 +64,8 @@ def sent(layout: Layout, params: Any, axis: str = "data") -> int:
     tx, leaves = layout.tx, jax.tree.leaves(params)
     updates, _ = jax.eval_shape(tx.update, params, jax.eval_shape(tx.init, params), params)
     own = jax.tree.leaves(layout.shardings)
-    spread = tx.spread(leaves, own) if isinstance(tx, Spread) and tx.spread else own
     total = Fraction(0)
-    for p, u, sharding, where in zip(leaves, jax.tree.leaves(updates), own, spread, strict=True):
+    for p, u, sharding, where in zip(leaves, jax.tree.leaves(updates), own, spread_by(tx, leaves, own), strict=True):
         n = sharding.mesh.shape[axis]
         cut = axis in names_of(sharding)
         weight, update = (

@@ -54,7 +54,7 @@ def fitted(sharding: NamedSharding, shape: tuple[int, ...], other: tuple[int, ..
         axes = names if isinstance(names, tuple) else () if names is None else (names,)
         shards = math.prod(sharding.mesh.shape[name] for name in axes)
         spec.append(names if n % shards == 0 and m % n == 0 else None)
-    return NamedSharding(sharding.mesh, PartitionSpec(*spec))
+    return NamedSharding(sharding.mesh, PartitionSpec(*spec), memory_kind=sharding.memory_kind)
 
 
 def settle(state: Any, params: Any) -> Any:
