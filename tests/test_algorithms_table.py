@@ -20,7 +20,8 @@ ROWS = re.findall(
 OPTIMIZERS = {
     name
     for name in adamite.__all__
-    if next(iter(inspect.signature(getattr(adamite, name)).parameters), None) == "learning_rate"
+    if callable(getattr(adamite, name))
+    and next(iter(inspect.signature(getattr(adamite, name)).parameters), None) == "learning_rate"
     and not name.startswith("scale_by_")
 }
 

@@ -188,6 +188,43 @@ def test_init_inside_shard_map_is_local():
     assert state.count.shape == ()
 
 
+REDUCING = {
+    "lamb": lambda **axes: adamite.lamb(1e-2, weight_decay=0.1, **axes),
+    "stable_adamw": lambda **axes: adamite.stable_adamw(0.1, **axes),
+    "cautious": lambda **axes: adamite.cautious(adamite.scale_by_adam(), **axes),
+}
+
+
+@pytest.mark.parametrize("checked", [True, False])
+@pytest.mark.parametrize("name", REDUCING)
+def test_norms_and_means_are_over_whole_leaves_where_axis_name_says_what_cuts_them(name, checked):
+    """In shard_map a device sees its own part of ``w``, and all of ``b``; without axis_name the result is another."""
+    mesh = jax.make_mesh((4, 2), ("rows", "columns"), axis_types=(AxisType.Auto,) * 2)
+    specs = {"w": P("rows", "columns"), "b": P()} if checked else {"w": P("rows", "columns")}
+    params, *gradients = [{leaf: x * 10.0**i for leaf, x in values(i).items() if leaf in specs} for i in range(4)]
+
+    def steps(tx):
+        def run(params, gradients):
+            state = tx.init(params)
+            for g in gradients:
+                updates, state = tx.update(g, state, params)
+                params = optax.apply_updates(params, updates)
+            return params
+
+        return run
+
+    def run_in_parts(**axes):
+        every = [specs] * len(gradients)
+        mapped = jax.shard_map(
+            steps(REDUCING[name](**axes)), mesh=mesh, in_specs=(specs, every), out_specs=specs, check_vma=checked
+        )
+        return jax.jit(mapped)(params, gradients)
+
+    whole = jax.jit(steps(REDUCING[name]()))(params, gradients)
+    chex.assert_trees_all_close(run_in_parts(axis_name=("rows", "columns")), whole, rtol=1e-5, atol=1e-6)
+    assert np.abs(run_in_parts()["w"] - whole["w"]).max() > 1e-3
+
+
 def test_state_shardings_by_tree_map_params():
     mesh = mesh_of("auto")
     params = on(mesh, SPECS["both"], values(0))

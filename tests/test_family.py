@@ -40,6 +40,7 @@ REFUSED = {
     "moments": "int7",
     "rounding": "up",
     "clip_value_fn": "a quarter",
+    "axis_name": 3,
     **dict.fromkeys(
         [
             "nesterov",

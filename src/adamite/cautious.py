@@ -19,15 +19,18 @@ import optax
 
 from adamite import checks
 from adamite.engine import uphold
-from adamite.numerics import cast
+from adamite.numerics import cast, over_devices
 
 
-def cautious(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+def cautious(
+    tx: optax.GradientTransformation, *, axis_name: str | tuple[str, ...] | None = None
+) -> optax.GradientTransformationExtraArgs:
     """`tx`, its updates left out where they disagree with the gradients.
 
     Args:
         tx: a transformation from gradients to directions: any ``scale_by_*``, not yet negated. Weight decay and
             `adamite.scale_by_learning_rate` come after it: behind the minus sign nothing would agree with a gradient.
+        axis_name: see `adamite.scale_by_trust_ratio`; the factor is then of the whole leaf.
 
     Returns:
         The transformation. Its state is that of `tx`, unchanged.
@@ -48,17 +51,17 @@ def cautious(tx: optax.GradientTransformation) -> optax.GradientTransformationEx
         [0. 1.]
     """
     inner = optax.with_extra_args_support(checks.transformation("tx", tx))
+    axes = checks.axis_name(axis_name)
+
+    def agreeing(u: jax.Array, g: jax.Array) -> jax.Array:
+        keep = (u.conj() * jnp.sign(g)).real > 0  # the sign: u g may underflow
+        kept = over_devices(cast(jnp.count_nonzero(keep), u.real.dtype), u, axes)
+        return jnp.where(keep, u, 0) * (over_devices(u.size, u, axes) / (kept + 1))
 
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, optax.OptState]:
         directions, state = inner.update(updates, state, params, **extra_args)
-        return jax.tree.map(_agreeing, directions, updates), state
+        return jax.tree.map(agreeing, directions, updates), state
 
     return uphold(optax.GradientTransformationExtraArgs(inner.init, update))
-
-
-def _agreeing(u: jax.Array, g: jax.Array) -> jax.Array:
-    keep = (u.conj() * jnp.sign(g)).real > 0  # the sign: u g may underflow
-    factor = u.size / (cast(jnp.count_nonzero(keep), u.real.dtype) + 1)
-    return jnp.where(keep, u, 0) * factor

@@ -71,6 +71,14 @@ def one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
     return value
 
 
+def axis_name(value: Any) -> Any:
+    """None, the name of an axis, or a tuple of some."""
+    names = value if isinstance(value, tuple) else () if value is None else (value,)
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"axis_name must be None, a string or a tuple of strings, got {_describe(value)}")
+    return names
+
+
 def function(name: str, value: Callable[..., Any]) -> Callable[..., Any]:
     """Something that can be called."""
     if not callable(value):

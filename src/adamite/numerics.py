@@ -113,3 +113,17 @@ def unfused(x: jax.Array) -> jax.Array:
 
 def _power(g: Any, order: int) -> jax.Array:
     return abs_sq(g) if order == 2 and jnp.iscomplexobj(g) else g**order
+
+
+def over_devices(total: Any, part: jax.Array, axes: tuple[str, ...]) -> Any:
+    """`total`, of what a device has of a leaf, summed over the axes of `axes` that cut the leaf.
+
+    Inside of shard_map arrays know over which axes they differ, unless ``check_vma=False``; then, and in pmap, all of
+    `axes` cut every leaf.
+    """
+
+    def differs(x: jax.Array, axis: str) -> bool:
+        return axis in jax.typeof(x).manual_axis_type.varying
+
+    cutting = tuple(axis for axis in axes if differs(part, axis) or not differs(jax.lax.axis_index(axis), axis))
+    return jax.lax.psum(total, cutting) if cutting else total

@@ -18,6 +18,7 @@ Deviations from the paper, all of them optax's too:
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from adamite import checks
@@ -25,7 +26,7 @@ from adamite.algorithms.adam import scale_by_adam
 from adamite.engine import chain, uphold
 from adamite.engine.matching import counterparts
 from adamite.learning_rate import scale_by_learning_rate
-from adamite.numerics import is_none, widen
+from adamite.numerics import abs_sq, is_none, over_devices, widen
 from adamite.regularization import add_decayed_weights
 
 
@@ -33,6 +34,8 @@ def scale_by_trust_ratio(
     min_norm: jax.typing.ArrayLike = 0.0,
     trust_coefficient: jax.typing.ArrayLike = 1.0,
     eps: jax.typing.ArrayLike = 0.0,
+    *,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Give each leaf's update the norm of the leaf: optax's, in float32, its arguments checked.
 
@@ -40,6 +43,9 @@ def scale_by_trust_ratio(
         min_norm: finite, >= 0: the least that either norm counts for.
         trust_coefficient: finite, >= 0: what the ratio is multiplied by.
         eps: finite, >= 0: added to the update's norm.
+        axis_name: inside of shard_map or pmap, the axes of the mesh that cut leaves; without it, a device sees its own
+            part only. Leaves that they do not cut are recognized, unless by pmap or ``check_vma=False``. Under jit
+            arrays are whole, and nothing is needed.
 
     Returns:
         The transformation. Its state is ``optax.EmptyState``. Its update needs `params`.
@@ -55,11 +61,19 @@ def scale_by_trust_ratio(
         >>> print(updates)
         [5. 0.]
     """
-    inner = optax.scale_by_trust_ratio(
-        checks.non_negative("min_norm", min_norm),
-        checks.non_negative("trust_coefficient", trust_coefficient),
-        checks.non_negative("eps", eps),
-    )
+    least, axes = checks.non_negative("min_norm", min_norm), checks.axis_name(axis_name)
+    coefficient, eps = checks.non_negative("trust_coefficient", trust_coefficient), checks.non_negative("eps", eps)
+
+    def norm(x: jax.Array) -> jax.Array:
+        squares = over_devices(jnp.sum(abs_sq(x)), x, axes)
+        short = jnp.sqrt(squares) <= least
+        return jnp.where(short, least, jnp.sqrt(jnp.where(short, 1, squares)))  # the root of 0 has no derivative
+
+    def scaled(r: jax.Array | None, p: Any) -> jax.Array | None:
+        if r is None:
+            return None
+        of_p, of_r = norm(widen(p)), norm(r)
+        return r * jnp.where((of_p == 0) | (of_r == 0), 1, coefficient * of_p / (of_r + eps))
 
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
@@ -67,10 +81,9 @@ def scale_by_trust_ratio(
         if params is None:
             raise ValueError("the trust ratio needs the parameters: call update(updates, state, params)")
         counterparts(updates, params, "params")
-        wide = jax.tree.map(lambda g, p: None if g is None else widen(p), updates, params, is_leaf=is_none)
-        return inner.update(updates, state, wide)
+        return jax.tree.map(scaled, updates, params, is_leaf=is_none), state
 
-    return uphold(optax.GradientTransformation(inner.init, update))
+    return uphold(optax.GradientTransformation(optax.init_empty_state, update))
 
 
 def lamb(
@@ -84,27 +97,17 @@ def lamb(
     *,
     moments: Any = "float32",
     rounding: Any = None,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """LAMB: a drop-in for ``optax.lamb``.
 
-    Args:
-        learning_rate: finite and >= 0, the share of a leaf's norm that a step moves it by; or a schedule.
-        b1: see `adamite.scale_by_adam`, as for the three that follow.
-        b2: see `adamite.scale_by_adam`.
-        eps: see `adamite.scale_by_adam`.
-        eps_root: see `adamite.scale_by_adam`.
-        weight_decay: see `adamite.add_decayed_weights`; the decay is inside the norm.
-        mask: see `adamite.add_decayed_weights`. Every leaf gets its ratio.
-        moments: see `adamite.scale_by_adam`.
-        rounding: see `adamite.adam`.
+    Arguments and errors are those of `adamite.adamw`; `axis_name` is that of `scale_by_trust_ratio`. `learning_rate` is
+    the share of a leaf's norm that a step moves it by, weight decay is inside the norm, and every leaf gets its ratio,
+    whatever `mask` says of its decay.
 
     Returns:
         The optimizer; its update needs `params`. Its state is a tuple: that of `adamite.scale_by_adam`, of
         `adamite.add_decayed_weights`, of `scale_by_trust_ratio` and of `adamite.scale_by_learning_rate`.
-
-    Raises:
-        ValueError: an argument is out of its range; at update, `params` is missing.
-        TypeError: an argument is the wrong kind of thing.
 
     Example:
         A step of 0.1 moves each leaf by a tenth of its norm, whatever the gradients are:
@@ -118,7 +121,7 @@ def lamb(
     return chain(
         scale_by_adam(b1, b2, eps, eps_root, moments=moments),
         add_decayed_weights(weight_decay, mask),
-        scale_by_trust_ratio(),
+        scale_by_trust_ratio(axis_name=axis_name),
         scale_by_learning_rate(learning_rate),
         rounding=rounding,
     )

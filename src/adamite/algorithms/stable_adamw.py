@@ -28,12 +28,14 @@ import optax
 from adamite import checks
 from adamite.engine import Rule, chain, from_rule
 from adamite.learning_rate import scale_by_learning_rate
-from adamite.numerics import total_weight, update_moment
+from adamite.numerics import over_devices, total_weight, update_moment
 from adamite.regularization import add_decayed_weights
 from adamite.storage import Dense
 
 
-def stable_adam_rule(*, b1: jax.typing.ArrayLike, b2: jax.typing.ArrayLike, eps: jax.typing.ArrayLike) -> Rule:
+def stable_adam_rule(
+    *, b1: jax.typing.ArrayLike, b2: jax.typing.ArrayLike, eps: jax.typing.ArrayLike, axes: tuple[str, ...] = ()
+) -> Rule:
     """The equations above."""
 
     def scalars(t: jax.Array) -> tuple[Any, Any]:
@@ -44,7 +46,8 @@ def stable_adam_rule(*, b1: jax.typing.ArrayLike, b2: jax.typing.ArrayLike, eps:
         m = update_moment(g, m, b1, order=1)
         v = update_moment(g, v, b2, order=2)
         s = jnp.sqrt(v / c2)
-        r = jnp.sqrt(jnp.mean((jnp.abs(g) / jnp.maximum(s, eps)) ** 2))
+        squares = jnp.sum((jnp.abs(g) / jnp.maximum(s, eps)) ** 2)
+        r = jnp.sqrt(over_devices(squares, g, axes) / over_devices(g.size, g, axes))
         u = (m / c1) / (s + eps) / jnp.maximum(1, r)
         return u, m, v
 
@@ -58,6 +61,7 @@ def scale_by_stable_adam(
     mu_dtype: jax.typing.DTypeLike | None = None,
     *,
     moments: Any = "float32",
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """StableAdamW's direction, not yet scaled by a learning rate nor negated, without the decay.
 
@@ -67,6 +71,7 @@ def scale_by_stable_adam(
         eps: see `adamite.scale_by_adam`. With 0, one element that never had a gradient makes its whole leaf NaN.
         mu_dtype: see `adamite.scale_by_adam`.
         moments: see `adamite.scale_by_adam`.
+        axis_name: see `adamite.scale_by_trust_ratio`; r is then of the whole leaf.
 
     Returns:
         The transformation. Its state is that of `adamite.scale_by_adam`. Errors are those of `adamite.scale_by_adam`.
@@ -84,7 +89,7 @@ def scale_by_stable_adam(
     b1, b2 = checks.decay_rate("b1", b1), checks.decay_rate("b2", b2)
     eps, mu_dtype = checks.non_negative("eps", eps), checks.floating_dtype("mu_dtype", mu_dtype)
 
-    rule = stable_adam_rule(b1=b1, b2=b2, eps=eps)
+    rule = stable_adam_rule(b1=b1, b2=b2, eps=eps, axes=checks.axis_name(axis_name))
     return from_rule(rule, optax.ScaleByAdamState, {"mu": Dense(mu_dtype), "nu": Dense(unsigned=True)}, moments)
 
 
@@ -99,6 +104,7 @@ def stable_adamw(
     *,
     moments: Any = "float32",
     rounding: Any = None,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """StableAdamW: update clipping and decoupled weight decay.
 
@@ -111,7 +117,7 @@ def stable_adamw(
         [-0.2  0.2]
     """
     return chain(
-        scale_by_stable_adam(b1, b2, eps, mu_dtype, moments=moments),
+        scale_by_stable_adam(b1, b2, eps, mu_dtype, moments=moments, axis_name=axis_name),
         add_decayed_weights(weight_decay, mask),
         scale_by_learning_rate(learning_rate),
         rounding=rounding,
