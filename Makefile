@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help train test test-all mutants lint types examples bench bench-lean bench-codes bench-memory tpu-check docs parity lock clean
+.PHONY: help train test test-all mutants lint types examples bench bench-lean bench-codes bench-memory bench-scale tpu-check docs parity lock clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 20
@@ -50,9 +50,17 @@ bench-codes: .venv/ready  ## what 8-bit codes do to Adam's step
 bench-memory: .venv/ready  ## bytes that a step keeps and needs beside, from the compiler
 	$(BIN)/python benchmarks/step_memory.py $(ARGS)
 
-tpu-check: out/libtpu  ## the same from the TPU compiler, and the bytes it moves; needs no TPU
-	JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 TPU_LIBRARY_PATH=$(CURDIR)/$</libtpu/libtpu.so \
-	  $(BIN)/python benchmarks/step_memory.py --tpu --out out/tpu-check.json 2>&1 | grep -v "TPU_WORKER_HOSTNAMES\|accelerator type\|InitGoogle\|Source Location\|libtpu_init"
+bench-scale: .venv/ready  ## a training step on 1 to 8 simulated devices: replicated, ZeRO-1, FSDP
+	$(BIN)/python benchmarks/scale.py $(ARGS)
+
+TPU := JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 TPU_LIBRARY_PATH=$(CURDIR)/out/libtpu/libtpu/libtpu.so $(BIN)/python
+QUIETLY := 2>&1 | grep -v "TPU_WORKER_HOSTNAMES\|accelerator type\|InitGoogle\|Source Location\|libtpu_init"
+
+tpu-check: SHELL := bash
+tpu-check: .SHELLFLAGS := -o pipefail -c
+tpu-check: out/libtpu  ## what the TPU compiler makes of a step: bytes kept, moved and sent; needs no TPU (10 minutes)
+	$(TPU) benchmarks/scale.py --tpu --out out/tpu-scale.json $(QUIETLY)
+	$(TPU) benchmarks/step_memory.py --tpu --out out/tpu-check.json $(QUIETLY)
 
 out/libtpu: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ libtpu==0.0.42.1

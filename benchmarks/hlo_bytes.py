@@ -15,14 +15,14 @@ import re
 _BYTES = dict(
     pred=1, s8=1, u8=1, s16=2, u16=2, bf16=2, f16=2, s32=4, u32=4, f32=4, s64=8, u64=8, f64=8, f8e4m3fn=1, f8e5m2=1
 )
-_ARRAY = re.compile(rf"\b({'|'.join(_BYTES)})\[([\d,]*)\]")
+ARRAY = re.compile(rf"\b({'|'.join(_BYTES)})\[([\d,]*)\]")
 _FREE = {"parameter", "tuple", "get-tuple-element", "bitcast", "constant", "after-all", "copy-done", "slice-done"}
 
 
 def size(types: str) -> int:
     """Bytes of all arrays named in an HLO type, tuples included."""
     total = 0
-    for dtype, dims in _ARRAY.findall(types):
+    for dtype, dims in ARRAY.findall(types):
         count = 1
         for dim in filter(None, dims.split(",")):
             count *= int(dim)

@@ -27,7 +27,7 @@ EQUIVALENT: dict[str, str] = {
     ),
     "u = jnp.where(s > 0, jax.lax.rsqrt(s + eps), 0.0) * g   |   0.0 -> 1.0": ("s is 0 only where every g was"),
     "c1_next = (1 - b1 ** optax.safe_increment(t)) if nesterov else 1   |   1 -> 2": "the same",
-    "r = jnp.sqrt(jnp.mean((jnp.abs(g) / jnp.maximum(s, eps)) ** 2))   |   jnp.abs(g) -> g": (
+    "squares = jnp.sum((jnp.abs(g) / jnp.maximum(s, eps)) ** 2)   |   jnp.abs(g) -> g": (
         "real numbers are squared; tests/algorithms/test_stable_adamw.py tells complex ones apart"
     ),
     "r = jnp.sqrt(jnp.where(trusted, square, 1))   |   1 -> 2": "r is read only where it is trusted",

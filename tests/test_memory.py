@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 from jax import P
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
 import adamite
 from adamite.__main__ import main
@@ -341,7 +341,8 @@ def test_what_a_device_sends_is_of_gradients_updates_and_weights():
     """Of a leaf that the axis of the data divides, and of one that it does not."""
     tx = adamite.adamw(1e-3, rounding="residual8", moments="int8")
     params = abstract([(64, 256), (3, 5)], jnp.bfloat16)
-    ways = {name: sent(way, params) for name, way in layouts(tx, params, {"data": 8, "model": 2}).items()}
+    mesh = AbstractMesh((8, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    ways = {name: sent(way, params) for name, way in layouts(tx, params, mesh).items()}
     small = 2 * 2 * 15
     weights, updates = 2 * 64 * 256 // 2, 4 * 64 * 256 // 2  # in float32, with a rounding
     assert ways == {

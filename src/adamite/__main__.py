@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import AbstractMesh, AxisType
 
 from adamite.algorithms.adam import adamw
 from adamite.memory import MemoryReport, memory_report
@@ -36,7 +37,7 @@ def plan(options: argparse.Namespace) -> str:
     moments = tuple(options.moments.split("+")) if "+" in options.moments else options.moments
     tx = adamw(1e-3, moments=moments, rounding=options.rounding)
     many = (
-        "a mesh of " + ", ".join(f"{name} = {n}" for name, n in options.mesh.items())
+        "a mesh of " + ", ".join(f"{name} = {n}" for name, n in options.mesh.shape.items())
         if options.mesh
         else (f"{options.devices:,} device{'s' if options.devices > 1 else ''}")
     )
@@ -131,13 +132,13 @@ def _count(text: str) -> int:
     return int(number)
 
 
-def _mesh(text: str) -> dict[str, int]:
-    """The sizes of the axes."""
+def _mesh(text: str) -> AbstractMesh:
+    """A mesh of no devices yet."""
     axes = dict(re.findall(r"(?:^|,)(data|model)=(\d{1,6})(?=,|$)", text))
     sizes = {name: int(n) for name, n in axes.items()}
     if ",".join(f"{name}={n}" for name, n in axes.items()) != text or "data" not in axes or not all(sizes.values()):
         raise argparse.ArgumentTypeError(f"must be data=N or data=N,model=M, such as data=64,model=8, got {text!r}")
-    return sizes
+    return AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def _gigabytes(text: str) -> float:

@@ -9,13 +9,12 @@ and rings between them (Patarasuk & Yuan 2009, doi:10.1016/j.jpdc.2008.09.002), 
 """
 
 import math
-from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, NamedTuple
 
 import jax
 import optax
-from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from adamite.sharding.layout import names_of, spread_by, with_axes
 from adamite.sharding.spreading import zero1
@@ -41,10 +40,9 @@ def decoder(parameters: int) -> list[tuple[int, ...]]:
     return [shape for shape in [(rows, d), *layer * layers, (left - rows * d,)] if math.prod(shape)]
 
 
-def layouts(tx: optax.GradientTransformation, params: Any, axes: Mapping[str, int]) -> dict[str, Layout]:
-    """Three ways to train by `tx` on a mesh of these axes, "data" among them; all others cut the matrices."""
-    mesh = AbstractMesh(tuple(axes.values()), tuple(axes), axis_types=(jax.sharding.AxisType.Auto,) * len(axes))
-    cut = tuple(axis for axis in axes if axis != "data")
+def layouts(tx: optax.GradientTransformation, params: Any, mesh: Mesh | AbstractMesh) -> dict[str, Layout]:
+    """Three ways to train by `tx` on a mesh, one of whose axes is "data"; all others cut the matrices."""
+    cut = tuple(axis for axis in mesh.axis_names if axis != "data")
 
     def over(names: tuple[str, ...], sharding: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
         return with_axes(sharding, shape, names) if names and len(shape) > 1 else sharding
