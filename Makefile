@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help train test test-all mutants lint types examples bench bench-lean bench-codes bench-memory bench-scale tpu-check docs parity lock clean
+.PHONY: help train test test-all mutants lint types examples bench bench-lean bench-codes bench-memory bench-scale tpu-check multihost docs parity lock clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 20
@@ -64,6 +64,9 @@ tpu-check: out/libtpu  ## what the TPU compiler makes of a step: bytes kept, mov
 
 out/libtpu: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ libtpu==0.0.42.1
+
+multihost: .venv/ready  ## train on two processes of four simulated devices each; again, and it goes on
+	$(BIN)/python examples/multihost.py --local 2 --devices 4 $(ARGS)
 
 parity: .venv/ready  ## install torch beside, compare with it in float64; `make bench` then times it, too
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0

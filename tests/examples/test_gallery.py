@@ -128,7 +128,7 @@ CLAIMS: dict[str, Callable[[str], None]] = {
 
 
 def test_every_example_has_a_claim() -> None:
-    assert {path.stem for path in FOLDER.glob("*.py")} == CLAIMS.keys() | {"all", "picture"}
+    assert {path.stem for path in FOLDER.glob("*.py")} == CLAIMS.keys() | {"all", "multihost", "picture"}
 
 
 @pytest.mark.parametrize(
