@@ -1,6 +1,7 @@
 # Two commands: `make train` and `make test`. Each builds .venv first if it is not there.
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 export PYTHONUNBUFFERED := 1
 
 .PHONY: help train test test-all mutants lint types examples bench bench-lean bench-codes bench-memory bench-scale tpu-check multihost docs parity lock clean
@@ -20,10 +21,10 @@ train: .venv/ready  ## train a classifier and a language model with adamite, wri
 	$(BIN)/python examples/train $(ARGS)
 
 test: .venv/ready  ## all tests but the slow ones, and the doctests
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 test-all: .venv/ready  ## every test that this machine can run
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 mutants: .venv/ready  ## break every rule in every place, and see that the golden trajectories notice
 	$(BIN)/python tests/mutants.py $(ARGS)
