@@ -107,7 +107,10 @@ def muon_beside_adam() -> dict[str, int]:
     mesh = Mesh(np.array(chips), ("data",), axis_types=(AxisType.Auto,))
     params = mlps(1024, 1, jnp.float32)
     labels = jax.tree.map(lambda p: "muon" if len(p.shape) == 2 else "adam", params)
-    matrices = optax.chain(optax.contrib.scale_by_muon(), adamite.scale_by_learning_rate(1e-2))
+    muon = optax.contrib.scale_by_muon(
+        weight_dimension_numbers=lambda tree: jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(), tree)
+    )
+    matrices = optax.chain(muon, adamite.scale_by_learning_rate(1e-2))
     tx = zero1(optax.partition({"muon": matrices, "adam": adamite.adam(1e-3)}, labels), mesh)
     layout = Layout(tx, jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), params))
     found = collectives(compile_step(layout, params, mesh, 128).as_text())
