@@ -4,7 +4,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help train test test-all mutants lint types examples bench bench-lean bench-codes bench-memory bench-scale tpu-check multihost docs parity lock clean
+.PHONY: help train test test-all mutants lint types examples bench bench-lean bench-codes bench-memory bench-scale bench-guards tpu-check multihost docs parity lock clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 20
@@ -54,6 +54,9 @@ bench-memory: .venv/ready  ## bytes that a step keeps and needs beside, from the
 bench-scale: .venv/ready  ## a training step on 1 to 8 simulated devices: replicated, ZeRO-1, FSDP
 	$(BIN)/python benchmarks/scale.py $(ARGS)
 
+bench-guards: .venv/ready  ## what guards, accumulation and telemetry cost beside the plain optimizer
+	$(BIN)/python benchmarks/guards.py $(ARGS)
+
 TPU := JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 TPU_LIBRARY_PATH=$(CURDIR)/out/libtpu/libtpu/libtpu.so $(BIN)/python
 QUIETLY := 2>&1 | grep -v "TPU_WORKER_HOSTNAMES\|accelerator type\|InitGoogle\|Source Location\|libtpu_init"
 
@@ -61,6 +64,7 @@ tpu-check: SHELL := bash
 tpu-check: .SHELLFLAGS := -o pipefail -c
 tpu-check: out/libtpu  ## what the TPU compiler makes of a step: bytes kept, moved and sent; needs no TPU (10 minutes)
 	$(TPU) benchmarks/scale.py --tpu --out out/tpu-scale.json $(QUIETLY)
+	$(TPU) benchmarks/guards.py --tpu --out out/tpu-guards.json $(QUIETLY)
 	$(TPU) benchmarks/step_memory.py --tpu --out out/tpu-check.json $(QUIETLY)
 
 out/libtpu: .venv/ready

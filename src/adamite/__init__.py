@@ -1,6 +1,7 @@
 """Adam for JAX: pure, composable gradient transformations that chain with Optax."""
 
 from adamite import sharding
+from adamite.accumulate import AccumulateState, accumulate
 from adamite.algorithms.adabelief import adabelief, scale_by_belief
 from adamite.algorithms.adagrad import adagrad, scale_by_rss
 from adamite.algorithms.adam import adam, adamw, nadam, nadamw, scale_by_adam
@@ -20,18 +21,25 @@ from adamite.algorithms.stable_adamw import scale_by_stable_adam, stable_adamw
 from adamite.cautious import cautious
 from adamite.convert import convert_moments
 from adamite.engine import RoundingState, chain, full_weights, round_weights
+from adamite.guards import SkipState, skip_nonfinite, skip_spikes
+from adamite.identity import identity
 from adamite.learning_rate import scale_by_learning_rate
 from adamite.memory import MemoryReport, memory_report
 from adamite.numerics import bias_correction, update_moment
 from adamite.regularization import add_decayed_weights, add_l1, soft_threshold
 from adamite.storage import Quantized
+from adamite.telemetry import TelemetryState, telemetry, with_telemetry
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AccumulateState",
     "MemoryReport",
     "Quantized",
     "RoundingState",
+    "SkipState",
+    "TelemetryState",
+    "accumulate",
     "adabelief",
     "adagrad",
     "adam",
@@ -51,6 +59,7 @@ __all__ = [
     "chain",
     "convert_moments",
     "full_weights",
+    "identity",
     "lamb",
     "laprop",
     "lion",
@@ -79,8 +88,12 @@ __all__ = [
     "scale_by_trust_ratio",
     "sgd",
     "sharding",
+    "skip_nonfinite",
+    "skip_spikes",
     "soft_threshold",
     "stable_adamw",
+    "telemetry",
     "trace",
     "update_moment",
+    "with_telemetry",
 ]

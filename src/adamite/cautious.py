@@ -19,9 +19,11 @@ import optax
 
 from adamite import checks
 from adamite.engine import uphold
+from adamite.identity import described
 from adamite.numerics import cast, over_devices
 
 
+@described
 def cautious(
     tx: optax.GradientTransformation, *, axis_name: str | tuple[str, ...] | None = None
 ) -> optax.GradientTransformationExtraArgs:

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType
-from jax.tree_util import KeyPath, keystr, tree_flatten_with_path, tree_leaves_with_path
+from jax.tree_util import KeyPath, keystr, tree_flatten_with_path, tree_leaves_with_path, tree_map_with_path
 
 from adamite.engine.per_leaf import Counted
 from adamite.engine.placement import beside, settle
@@ -72,6 +72,18 @@ def convert_moments(state: Any, moments: Any) -> Any:
             f"got {structure!s:.200}"
         )
     return structure.unflatten(_converted(node, moments) if _has_moments(node) else node for node in nodes)
+
+
+def decoded(state: Any) -> Any:
+    """`state`, each moment that is in blocks as a tree of float32 arrays. To look at: no optimizer takes it."""
+
+    def one(path: KeyPath, node: Any) -> Any:
+        if not isinstance(node, Quantized):
+            return node
+        keeper = _keeper(node, UNSIGNED[getattr(path[-1], "name", "")])
+        return jax.tree.map(lambda codes, scales: keeper.decode(Quantized(codes, scales)), node.codes, node.scales)
+
+    return tree_map_with_path(one, state, is_leaf=lambda node: isinstance(node, Quantized))
 
 
 def _has_moments(node: Any) -> bool:

@@ -4,8 +4,10 @@ import optax
 
 from adamite import checks
 from adamite.engine import by_number
+from adamite.identity import described
 
 
+@described
 def scale_by_learning_rate(
     learning_rate: optax.ScalarOrSchedule, *, flip_sign: bool = True
 ) -> optax.GradientTransformationExtraArgs:

@@ -21,8 +21,10 @@ import optax
 
 from adamite import checks
 from adamite.engine import by_number
+from adamite.identity import described
 
 
+@described
 def add_decayed_weights(
     weight_decay: optax.ScalarOrSchedule = 0.0, mask: Any = None, *, after_learning_rate: bool = False
 ) -> optax.GradientTransformationExtraArgs:
@@ -56,6 +58,7 @@ def add_decayed_weights(
     return _per_weight(lambda u, p, s: u if none else u + s * p, decay, mask, sign, counted)
 
 
+@described
 def add_l1(strength: optax.ScalarOrSchedule = 0.0, mask: Any = None) -> optax.GradientTransformationExtraArgs:
     """Add ``strength`` times the sign of the parameters, the subgradient of ``strength |p|``, to the updates.
 
@@ -79,6 +82,7 @@ def add_l1(strength: optax.ScalarOrSchedule = 0.0, mask: Any = None) -> optax.Gr
     return _per_weight(lambda u, p, s: u + s * jnp.sign(p), strength, mask)
 
 
+@described
 def soft_threshold(threshold: optax.ScalarOrSchedule = 0.0, mask: Any = None) -> optax.GradientTransformationExtraArgs:
     """Move where the updates lead by ``threshold`` towards 0, and to exactly 0 what is nearer: proximal L1.
 

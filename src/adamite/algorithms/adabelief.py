@@ -27,6 +27,7 @@ import optax
 
 from adamite import checks
 from adamite.engine import Rule, chain, from_rule
+from adamite.identity import described
 from adamite.learning_rate import scale_by_learning_rate
 from adamite.numerics import update_moment
 from adamite.storage import Dense
@@ -56,6 +57,7 @@ def adabelief_rule(
     return Rule(scalars, step)
 
 
+@described
 def scale_by_belief(
     b1: jax.typing.ArrayLike = 0.9,
     b2: jax.typing.ArrayLike = 0.999,
@@ -96,6 +98,7 @@ def scale_by_belief(
     return from_rule(rule, optax.ScaleByBeliefState, {"mu": Dense(), "nu": Dense(unsigned=True)}, moments)
 
 
+@described
 def adabelief(
     learning_rate: optax.ScalarOrSchedule,
     b1: jax.typing.ArrayLike = 0.9,

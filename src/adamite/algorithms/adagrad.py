@@ -24,6 +24,7 @@ import optax
 
 from adamite import checks
 from adamite.engine import Rule, chain, from_rule
+from adamite.identity import described
 from adamite.learning_rate import scale_by_learning_rate
 from adamite.numerics import abs_sq
 from adamite.storage import Dense
@@ -40,6 +41,7 @@ def rss_rule(*, eps: jax.typing.ArrayLike) -> Rule:
     return Rule(lambda: (), step)
 
 
+@described
 def scale_by_rss(
     initial_accumulator_value: jax.typing.ArrayLike = 0.1, eps: jax.typing.ArrayLike = 1e-7, *, moments: Any = "float32"
 ) -> optax.GradientTransformationExtraArgs:
@@ -70,6 +72,7 @@ def scale_by_rss(
     return from_rule(rule, optax.ScaleByRssState, {"sum_of_squares": Dense(unsigned=True, initial=initial)}, moments)
 
 
+@described
 def adagrad(
     learning_rate: optax.ScalarOrSchedule,
     initial_accumulator_value: jax.typing.ArrayLike = 0.1,

@@ -30,6 +30,7 @@ import optax
 
 from adamite import checks
 from adamite.engine import Rule, chain, from_rule
+from adamite.identity import described
 from adamite.learning_rate import scale_by_learning_rate
 from adamite.numerics import update_moment
 from adamite.regularization import add_decayed_weights
@@ -63,6 +64,7 @@ def adam_rule(
     return Rule(scalars, step)
 
 
+@described
 def scale_by_adam(
     b1: jax.typing.ArrayLike = 0.9,
     b2: jax.typing.ArrayLike = 0.999,
@@ -118,6 +120,7 @@ def scale_by_adam(
     return from_rule(rule, optax.ScaleByAdamState, {"mu": Dense(mu_dtype), "nu": Dense(unsigned=True)}, moments)
 
 
+@described
 def adam(
     learning_rate: optax.ScalarOrSchedule,
     b1: jax.typing.ArrayLike = 0.9,
@@ -173,6 +176,7 @@ def adam(
     )
 
 
+@described
 def adamw(
     learning_rate: optax.ScalarOrSchedule,
     b1: jax.typing.ArrayLike = 0.9,
@@ -230,6 +234,7 @@ def adamw(
     )
 
 
+@described
 def nadam(
     learning_rate: optax.ScalarOrSchedule,
     b1: jax.typing.ArrayLike = 0.9,
@@ -250,6 +255,7 @@ def nadam(
     )  # fmt: skip
 
 
+@described
 def nadamw(
     learning_rate: optax.ScalarOrSchedule,
     b1: jax.typing.ArrayLike = 0.9,

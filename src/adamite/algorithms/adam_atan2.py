@@ -22,6 +22,7 @@ import optax
 
 from adamite import checks
 from adamite.engine import Rule, chain, from_rule
+from adamite.identity import described
 from adamite.learning_rate import scale_by_learning_rate
 from adamite.numerics import total_weight, update_moment
 from adamite.regularization import add_decayed_weights
@@ -46,6 +47,7 @@ def adam_atan2_rule(
     return Rule(scalars, step)
 
 
+@described
 def scale_by_adam_atan2(
     b1: jax.typing.ArrayLike = 0.9,
     b2: jax.typing.ArrayLike = 0.999,
@@ -85,6 +87,7 @@ def scale_by_adam_atan2(
     return from_rule(rule, optax.ScaleByAdamState, {"mu": Dense(mu_dtype), "nu": Dense(unsigned=True)}, moments)
 
 
+@described
 def adam_atan2(
     learning_rate: optax.ScalarOrSchedule,
     b1: jax.typing.ArrayLike = 0.9,

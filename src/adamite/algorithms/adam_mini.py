@@ -26,6 +26,7 @@ from jax.tree_util import KeyPath, keystr
 
 from adamite import checks
 from adamite.engine import Rule, chain, from_rule
+from adamite.identity import described
 from adamite.learning_rate import scale_by_learning_rate
 from adamite.numerics import abs_sq, total_weight, update_moment
 from adamite.regularization import add_decayed_weights
@@ -87,6 +88,7 @@ def adam_mini_partition(path: KeyPath, leaf: Any) -> tuple[int, ...]:
     return tuple(axis for axis in range(ndim) if axis not in kept)
 
 
+@described
 def scale_by_adam_mini(
     b1: jax.typing.ArrayLike = 0.9,
     b2: jax.typing.ArrayLike = 0.999,
@@ -134,6 +136,7 @@ def scale_by_adam_mini(
     return from_rule(rule, optax.ScaleByAdamState, {"mu": Dense(mu_dtype), "nu": PerBlock(partition)}, moments)
 
 
+@described
 def adam_mini(
     learning_rate: optax.ScalarOrSchedule,
     b1: jax.typing.ArrayLike = 0.9,

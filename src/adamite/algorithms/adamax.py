@@ -27,6 +27,7 @@ import optax
 
 from adamite import checks
 from adamite.engine import Rule, chain, from_rule
+from adamite.identity import described
 from adamite.learning_rate import scale_by_learning_rate
 from adamite.numerics import update_moment
 from adamite.regularization import add_decayed_weights
@@ -49,6 +50,7 @@ def adamax_rule(*, b1: jax.typing.ArrayLike, b2: jax.typing.ArrayLike, eps: jax.
     return Rule(scalars, step)
 
 
+@described
 def scale_by_adamax(
     b1: jax.typing.ArrayLike = 0.9,
     b2: jax.typing.ArrayLike = 0.999,
@@ -86,6 +88,7 @@ def scale_by_adamax(
     return from_rule(rule, optax.ScaleByAdamState, {"mu": Dense(), "nu": Dense(unsigned=True)}, moments)
 
 
+@described
 def adamax(
     learning_rate: optax.ScalarOrSchedule,
     b1: jax.typing.ArrayLike = 0.9,
@@ -113,6 +116,7 @@ def adamax(
     )
 
 
+@described
 def adamaxw(
     learning_rate: optax.ScalarOrSchedule,
     b1: jax.typing.ArrayLike = 0.9,

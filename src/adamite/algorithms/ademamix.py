@@ -31,6 +31,7 @@ import optax
 
 from adamite import checks
 from adamite.engine import Rule, chain, from_rule
+from adamite.identity import described
 from adamite.learning_rate import scale_by_learning_rate
 from adamite.numerics import update_moment
 from adamite.regularization import add_decayed_weights
@@ -64,6 +65,7 @@ def ademamix_rule(
     return Rule(scalars, step)
 
 
+@described
 def scale_by_ademamix(
     b1: jax.typing.ArrayLike = 0.9,
     b2: jax.typing.ArrayLike = 0.999,
@@ -112,6 +114,7 @@ def scale_by_ademamix(
     return from_rule(rule, optax.contrib.ScaleByAdemamixState, {"m1": m, "m2": m, "nu": Dense(unsigned=True)}, moments)
 
 
+@described
 def ademamix(
     learning_rate: optax.ScalarOrSchedule,
     b1: jax.typing.ArrayLike = 0.9,

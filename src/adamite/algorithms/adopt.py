@@ -30,6 +30,7 @@ import optax
 
 from adamite import checks
 from adamite.engine import Rule, chain, from_rule
+from adamite.identity import described
 from adamite.learning_rate import scale_by_learning_rate
 from adamite.numerics import update_moment
 from adamite.storage import Dense
@@ -62,6 +63,7 @@ def adopt_rule(
     return Rule(scalars, step)
 
 
+@described
 def scale_by_adopt(
     b1: jax.typing.ArrayLike = 0.9,
     b2: jax.typing.ArrayLike = 0.9999,
@@ -112,6 +114,7 @@ def scale_by_adopt(
     return from_rule(rule, optax.ScaleByAdamState, {"mu": mu, "nu": Dense(unsigned=True)}, moments)
 
 
+@described
 def adopt(
     learning_rate: optax.ScalarOrSchedule,
     b1: jax.typing.ArrayLike = 0.9,

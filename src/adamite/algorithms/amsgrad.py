@@ -30,6 +30,7 @@ import optax
 
 from adamite import checks
 from adamite.engine import Rule, chain, from_rule
+from adamite.identity import described
 from adamite.learning_rate import scale_by_learning_rate
 from adamite.numerics import update_moment
 from adamite.storage import Dense
@@ -62,6 +63,7 @@ def amsgrad_rule(
     return Rule(scalars, step)
 
 
+@described
 def scale_by_amsgrad(
     b1: jax.typing.ArrayLike = 0.9,
     b2: jax.typing.ArrayLike = 0.999,
@@ -117,6 +119,7 @@ def scale_by_amsgrad(
     )
 
 
+@described
 def amsgrad(
     learning_rate: optax.ScalarOrSchedule,
     b1: jax.typing.ArrayLike = 0.9,

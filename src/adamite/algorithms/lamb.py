@@ -25,11 +25,13 @@ from adamite import checks
 from adamite.algorithms.adam import scale_by_adam
 from adamite.engine import chain, uphold
 from adamite.engine.matching import counterparts
+from adamite.identity import described
 from adamite.learning_rate import scale_by_learning_rate
 from adamite.numerics import abs_sq, is_none, over_devices, widen
 from adamite.regularization import add_decayed_weights
 
 
+@described
 def scale_by_trust_ratio(
     min_norm: jax.typing.ArrayLike = 0.0,
     trust_coefficient: jax.typing.ArrayLike = 1.0,
@@ -86,6 +88,7 @@ def scale_by_trust_ratio(
     return uphold(optax.GradientTransformation(optax.init_empty_state, update))
 
 
+@described
 def lamb(
     learning_rate: optax.ScalarOrSchedule,
     b1: jax.typing.ArrayLike = 0.9,

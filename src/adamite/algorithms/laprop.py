@@ -26,6 +26,7 @@ import optax
 
 from adamite import checks
 from adamite.engine import Rule, chain, from_rule
+from adamite.identity import described
 from adamite.learning_rate import scale_by_learning_rate
 from adamite.numerics import total_weight, update_moment
 from adamite.regularization import add_decayed_weights
@@ -49,6 +50,7 @@ def laprop_rule(*, b1: jax.typing.ArrayLike, b2: jax.typing.ArrayLike, eps: jax.
     return Rule(scalars, step)
 
 
+@described
 def scale_by_laprop(
     b1: jax.typing.ArrayLike = 0.9,
     b2: jax.typing.ArrayLike = 0.999,
@@ -88,6 +90,7 @@ def scale_by_laprop(
     return from_rule(rule, optax.ScaleByAdamState, {"mu": Dense(mu_dtype), "nu": Dense(unsigned=True)}, moments)
 
 
+@described
 def laprop(
     learning_rate: optax.ScalarOrSchedule,
     b1: jax.typing.ArrayLike = 0.9,

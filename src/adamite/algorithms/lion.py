@@ -25,6 +25,7 @@ import optax
 
 from adamite import checks
 from adamite.engine import Rule, chain, from_rule
+from adamite.identity import described
 from adamite.learning_rate import scale_by_learning_rate
 from adamite.numerics import update_moment
 from adamite.regularization import add_decayed_weights
@@ -55,6 +56,7 @@ def lion_rule(
     return Rule(scalars, step)
 
 
+@described
 def scale_by_lion(
     b1: jax.typing.ArrayLike = 0.9,
     b2: jax.typing.ArrayLike = 0.99,
@@ -96,6 +98,7 @@ def scale_by_lion(
     return from_rule(rule, optax.ScaleByLionState, {"mu": Dense(checks.floating_dtype("mu_dtype", mu_dtype))}, moments)
 
 
+@described
 def lion(
     learning_rate: optax.ScalarOrSchedule,
     b1: jax.typing.ArrayLike = 0.9,

@@ -31,6 +31,7 @@ import optax
 
 from adamite import checks
 from adamite.engine import Rule, chain, from_rule
+from adamite.identity import described
 from adamite.learning_rate import scale_by_learning_rate
 from adamite.numerics import update_moment
 from adamite.storage import Dense
@@ -68,6 +69,7 @@ def radam_rule(
     return Rule(scalars, step)
 
 
+@described
 def scale_by_radam(
     b1: jax.typing.ArrayLike = 0.9,
     b2: jax.typing.ArrayLike = 0.999,
@@ -117,6 +119,7 @@ def scale_by_radam(
     return from_rule(rule, optax.ScaleByAdamState, {"mu": Dense(), "nu": Dense(unsigned=True)}, moments)
 
 
+@described
 def radam(
     learning_rate: optax.ScalarOrSchedule,
     b1: jax.typing.ArrayLike = 0.9,

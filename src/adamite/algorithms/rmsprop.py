@@ -32,6 +32,7 @@ import optax
 from adamite import checks
 from adamite.algorithms.sgd import trace_or_identity
 from adamite.engine import Rule, chain, from_rule
+from adamite.identity import described
 from adamite.learning_rate import scale_by_learning_rate
 from adamite.numerics import abs_sq, update_moment
 from adamite.storage import Dense
@@ -68,6 +69,7 @@ def stddev_rule(
     return Rule(_scalars(decay, bias_correction), step)
 
 
+@described
 def scale_by_rms(
     decay: jax.typing.ArrayLike = 0.9,
     eps: jax.typing.ArrayLike = 1e-8,
@@ -106,6 +108,7 @@ def scale_by_rms(
     return from_rule(rms_rule(**options), _state_class(like), {"nu": Dense(unsigned=True, initial=initial)}, moments)
 
 
+@described
 def scale_by_stddev(
     decay: jax.typing.ArrayLike = 0.9,
     eps: jax.typing.ArrayLike = 1e-8,
@@ -136,6 +139,7 @@ def scale_by_stddev(
     return from_rule(stddev_rule(**options), _state_class(like), means, moments)
 
 
+@described
 def rmsprop(
     learning_rate: optax.ScalarOrSchedule,
     decay: jax.typing.ArrayLike = 0.9,

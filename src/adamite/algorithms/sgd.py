@@ -24,6 +24,7 @@ import optax
 
 from adamite import checks
 from adamite.engine import Rule, by_number, chain, from_rule
+from adamite.identity import described
 from adamite.learning_rate import scale_by_learning_rate
 from adamite.storage import Dense, choose
 
@@ -39,6 +40,7 @@ def trace_rule(*, decay: jax.typing.ArrayLike, nesterov: bool) -> Rule:
     return Rule(lambda: (), step)
 
 
+@described
 def trace(
     decay: jax.typing.ArrayLike,
     nesterov: bool = False,
@@ -87,6 +89,7 @@ def trace_or_identity(
     return by_number(lambda u, *_: u, 0)
 
 
+@described
 def sgd(
     learning_rate: optax.ScalarOrSchedule,
     momentum: jax.typing.ArrayLike | None = None,

@@ -27,6 +27,7 @@ import optax
 
 from adamite import checks
 from adamite.engine import Rule, chain, from_rule
+from adamite.identity import described
 from adamite.learning_rate import scale_by_learning_rate
 from adamite.numerics import over_devices, total_weight, update_moment
 from adamite.regularization import add_decayed_weights
@@ -54,6 +55,7 @@ def stable_adam_rule(
     return Rule(scalars, step, elementwise=False)
 
 
+@described
 def scale_by_stable_adam(
     b1: jax.typing.ArrayLike = 0.9,
     b2: jax.typing.ArrayLike = 0.99,
@@ -93,6 +95,7 @@ def scale_by_stable_adam(
     return from_rule(rule, optax.ScaleByAdamState, {"mu": Dense(mu_dtype), "nu": Dense(unsigned=True)}, moments)
 
 
+@described
 def stable_adamw(
     learning_rate: optax.ScalarOrSchedule,
     b1: jax.typing.ArrayLike = 0.9,

@@ -18,6 +18,7 @@ from adamite import checks
 from adamite.engine.leafwise import Leafwise, Part, compose, leafwise, runner
 from adamite.engine.placement import settle
 from adamite.engine.weights import round_weights
+from adamite.identity import described
 from adamite.numerics import as_array, cast, widen
 
 Stage = Callable[[optax.Updates, tuple[Any, ...], optax.Params | None, dict[str, Any]], tuple[optax.Updates, Any]]
@@ -40,6 +41,7 @@ def uphold(tx: optax.GradientTransformation) -> optax.GradientTransformationExtr
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+@described
 def chain(*parts: optax.GradientTransformation, rounding: Any = None) -> optax.GradientTransformationExtraArgs:
     """`optax.chain`, with float32 between the parts and one rounding at the end; in one pass where parts allow it.
 

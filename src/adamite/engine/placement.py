@@ -58,11 +58,11 @@ def fitted(sharding: NamedSharding, shape: tuple[int, ...], other: tuple[int, ..
 
 
 def settle(state: Any, params: Any) -> Any:
-    """`state`, its scalars (step counts) copied to every device that holds `params`.
+    """`state`, what of it is tied to no device (step counts above all) copied to every device that holds `params`.
 
-    An uncommitted scalar would move there by itself in the first jitted step: that step's result then has another
+    An uncommitted array would move there by itself in the first jitted step: that step's result then has another
     sharding than its input, which costs a second compilation, and a checkpoint between the two cannot be sharded.
-    Under jit scalars follow the moments, and there is nothing to do.
+    Under jit such arrays follow the moments, and there is nothing to do.
     """
     home = _home(params)
     if home is None:
@@ -70,13 +70,13 @@ def settle(state: Any, params: Any) -> Any:
 
     def place(x: Any) -> Any:
         concrete = isinstance(x, jax.Array) and not isinstance(x, Tracer)
-        return jax.device_put(x, home) if concrete and x.ndim == 0 and not x.committed else x
+        return jax.device_put(x, home) if concrete and not x.committed else x
 
     return jax.tree.map(place, state)
 
 
 def _home(params: Any) -> Sharding | None:
-    """Where a scalar that all of `params` need belongs; None if they are not tied to any device."""
+    """Where an array that all of `params` need belongs; None if they are not tied to any device."""
     for p in jax.tree.leaves(params):
         if isinstance(p, jax.Array) and not isinstance(p, Tracer) and p.committed:
             if isinstance(p.sharding, NamedSharding):

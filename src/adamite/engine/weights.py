@@ -11,6 +11,7 @@ from adamite import checks
 from adamite.engine.leafwise import Part, leafwise
 from adamite.engine.matching import counterparts, same_rank
 from adamite.engine.placement import beside
+from adamite.identity import described
 from adamite.numerics import as_array, is_none, unfused, widen
 from adamite.random_bits import fold
 from adamite.rounding import NAMES, Nearest, Residual8, Residual16, Rounding, Stochastic, nearest
@@ -23,6 +24,7 @@ class RoundingState(NamedTuple):
     residual: Any  # int8 or int16, tree of the parameters' shapes; (1, ..., 1) for weights of 32 bits; () without any
 
 
+@described
 def round_weights(rounding: Any = "stochastic") -> optax.GradientTransformationExtraArgs:
     """Make updates with which ``optax.apply_updates`` lands weights of 16 bits exactly where a rounding puts them.
 

@@ -8,10 +8,12 @@ import optax
 
 from adamite import checks
 from adamite.engine.ownership import owned
+from adamite.identity import described
 from adamite.numerics import is_none
 from adamite.sharding.layout import Spread, spread_by
 
 
+@described
 def offload(tx: optax.GradientTransformation) -> Spread:
     """Keep the state in the host's memory between steps: experimental.
 

@@ -23,10 +23,12 @@ from jax.tree_util import keystr, tree_leaves_with_path
 
 from adamite import checks
 from adamite.engine.matching import counterparts, shape_of
+from adamite.identity import described
 from adamite.numerics import is_none
 from adamite.sharding.layout import Spread, of_params, of_state, with_axes
 
 
+@described
 def zero1(
     tx: optax.GradientTransformation,
     mesh: Mesh | AbstractMesh,

@@ -1,0 +1,77 @@
+"""A step that is taken or left out, as its numbers say: a branch, or a step that is undone.
+
+A branch costs nothing where it is not taken, but what comes out of it is written to memory before it is used: the
+updates, four bytes for each weight. A selection between the new numbers and the old is part of the pass that makes
+them, if the compiler sees it so. XLA's for TPUs does; that for CPUs copies the state (13 bytes for a weight of Adam's).
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.core import Tracer
+
+from adamite.numerics import as_array, is_none, over_devices
+
+Step = Callable[[], tuple[optax.Updates, optax.OptState]]
+
+
+def all_finite(groups: Iterable[Sequence[jax.Array]], axes: tuple[str, ...]) -> jax.Array:
+    """Whether no array holds a NaN or an infinity, on all devices: a bool of shape ().
+
+    Args:
+        groups: arrays of one shape are read together, and computed in that pass where they need not be kept.
+        axes: those of shard_map or pmap over which arrays differ.
+    """
+    bad = jnp.int32(0)
+    for arrays in groups:
+        wrong = functools.reduce(jnp.logical_or, (~jnp.isfinite(x) for x in arrays))
+        bad += over_devices(jnp.any(wrong).astype(jnp.int32), wrong, axes)
+    return bad == 0
+
+
+def step_if(
+    wanted: jax.Array,
+    take: Step,
+    gradients: optax.Updates,
+    state: optax.OptState,
+    like: optax.Updates,
+    *,
+    seldom_left_out: bool = False,
+) -> tuple[optax.Updates, optax.OptState]:
+    """What `take` gives if it is wanted; else updates that move nothing, and the state as it is.
+
+    Those updates are -0, for 0 + -0 is 0 and -0 + -0 is -0: weights stay as they are, to the bit.
+
+    Args:
+        wanted: bool of shape (), the same on all devices that take the step together.
+        take: ``take() -> (updates, state)``. Under jit it is a branch.
+        gradients: the trees' structure, and on which devices they are.
+        state: the state before.
+        like: the updates' dtypes: of `take`, abstract or not.
+        seldom_left_out: the step may be taken first and undone, where that is cheaper.
+    """
+
+    def nothing(g: Any, u: Any) -> Any:
+        return None if u is None else jnp.where(as_array(g) == 0, -0.0, -0.0).astype(u.dtype)
+
+    def leave() -> tuple[optax.Updates, optax.OptState]:
+        return jax.tree.map(nothing, gradients, like, is_leaf=is_none), state
+
+    if not isinstance(wanted, Tracer):
+        return take() if wanted else leave()
+    branch, undo = (functools.partial(way, wanted, take, leave) for way in (branched, undone))
+    return jax.lax.platform_dependent(tpu=undo, default=branch) if seldom_left_out else branch()
+
+
+def branched(wanted: jax.Array, take: Step, leave: Step) -> tuple[optax.Updates, optax.OptState]:
+    """One of the two is run."""
+    return jax.lax.cond(wanted, take, leave)
+
+
+def undone(wanted: jax.Array, take: Step, leave: Step) -> tuple[optax.Updates, optax.OptState]:
+    """Both are."""
+    return jax.tree.map(functools.partial(jnp.where, wanted), take(), leave())

@@ -1,0 +1,215 @@
+"""Steps that are left out: those that would leave a NaN or an infinity behind, and those of spiking gradients.
+
+A guard tries a step and looks at all that it would change. If anything is wrong, nothing is changed: moments, counts,
+residuals and schedules stay as they are, to the bit, and the updates are -0, which is what leaves every number as it
+is (0 + -0 is 0, and -0 + -0 is -0). The guard counts, and tells in its state; it raises nothing, and it never lets a
+NaN through, however many come.
+
+    skip_nonfinite    every gradient, every update and every new number of the state is finite
+    skip_spikes       and the gradients' norm is not far above those of the last steps
+
+How far is Walsh et al. 2025, "2 OLMo 2 Furious", arXiv:2501.00656, and its program's (OLMo-core, SkipStepOptimizer):
+a norm is a spike if it is above
+
+    mean + 6 std        of the last 128 norms, from half of them on
+
+Deviations from that program:
+
+1. It looks at the loss, too, which an optimizer is not told; and it also skips norms that are too small.
+2. Of a spike's norm it records all; here only as much as is allowed, so that one spike does not hide the next. A norm
+   that stays high is learnt in some tens of steps.
+3. A std below a hundredth of the mean counts as a hundredth: steady norms differ by rounding.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.core import Tracer
+
+from adamite import checks
+from adamite.engine.ownership import owned
+from adamite.engine.placement import settle
+from adamite.engine.skipping import all_finite, step_if
+from adamite.identity import described
+from adamite.numerics import abs_sq, as_array, is_none, over_devices, widen
+
+
+class Norms(NamedTuple):
+    """The gradients' norms that `skip_spikes` compares with."""
+
+    values: Any  # float32, shape (window,): the last ones, in a ring
+    count: Any  # int32, shape (): how many were recorded, ever
+
+
+class SkipState(NamedTuple):
+    """State of `skip_nonfinite` and `skip_spikes`."""
+
+    skipped: Any  # int32, shape (): steps left out so far
+    consecutive: Any  # int32, shape (): of these, the last in a row
+    gave_up: Any  # bool, shape (): whether ever max_consecutive were left out in a row
+    norms: Any  # Norms; () for skip_nonfinite
+    inner: Any  # the state of what is guarded, as if the skipped steps had never come
+
+
+@described
+def skip_nonfinite(
+    tx: optax.GradientTransformation,
+    max_consecutive: int | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Leave out every step that holds a NaN or an infinity: in a gradient, an update, or what the state would become.
+
+    A step left out changes no parameter and nothing of the state of `tx`, to the bit; the next is taken as if it had
+    never come. (Parameters that are subnormal become 0 where a device flushes such numbers.) A gradient of 1e30, whose
+    square is infinite in float32, would kill its second moment for ever, and is left out, too.
+
+    Args:
+        tx: any gradient transformation: the whole optimizer, best outermost; inside of `adamite.sharding.zero1`.
+        max_consecutive: after so many in a row, >= 1, ``gave_up`` is True in the state, and stays so; steps are judged
+            as before. None: never. Look at it now and then: what to do is yours to say.
+        axis_name: the mesh axes, or pmap's, over which devices have different gradients or parts of them, inside of
+            shard_map and pmap: they decide as one. Under jit, leave it out.
+
+    Returns:
+        The transformation. Its state is a `SkipState`. It tries each step once before it is taken: one pass more over
+        gradients, parameters and state.
+
+    Raises:
+        TypeError: `tx` is no gradient transformation; an argument is the wrong kind of thing.
+        ValueError: `max_consecutive` is < 1.
+
+    Example:
+        >>> from adamite import adam
+        >>> tx, params = skip_nonfinite(adam(0.1)), jnp.ones(2)
+        >>> state = tx.init(params)
+        >>> for g in ([1.0, 1.0], [jnp.nan, 1.0], [1.0, 1.0]):
+        ...     updates, state = tx.update(jnp.array(g), state, params)
+        ...     params = optax.apply_updates(params, updates)
+        >>> print(f"{params[0]:.1f}", state.skipped, state.inner[0].count)
+        0.8 1 2
+    """
+    return _guard(tx, None, max_consecutive, axis_name)
+
+
+@described
+def skip_spikes(
+    tx: optax.GradientTransformation,
+    *,
+    window: int = 128,
+    factor: float = 6.0,
+    max_consecutive: int | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Leave out steps whose gradients are far larger than those before, and all that `skip_nonfinite` leaves out.
+
+    Args:
+        tx: see `skip_nonfinite`.
+        window: a whole number >= 2, in steps: with how many of the last norms one is compared. The first half of them
+            is recorded without judgement.
+        factor: finite, >= 0: how many standard deviations above the mean are allowed.
+        max_consecutive: see `skip_nonfinite`.
+        axis_name: see `skip_nonfinite`; the norm is then of all devices' parts together.
+
+    Returns:
+        The transformation. Its state is a `SkipState`, with the norms.
+
+    Raises:
+        TypeError: `tx` is no gradient transformation; an argument is the wrong kind of thing.
+        ValueError: an argument is out of its range.
+
+    Example:
+        >>> from adamite import adam
+        >>> tx = skip_spikes(adam(0.1), window=4)
+        >>> params = jnp.ones(2)
+        >>> state = tx.init(params)
+        >>> for scale in (1.0, 1.1, 0.9, 1.0, 50.0, 1.0):
+        ...     _, state = tx.update(scale * jnp.ones(2), state, params)
+        >>> print(state.skipped, state.inner[0].count)
+        1 5
+    """
+    window = checks.whole("window", window, lowest=2)
+    return _guard(tx, (window, checks.non_negative("factor", factor)), max_consecutive, axis_name)
+
+
+def _guard(
+    tx: Any, spikes: tuple[int, Any] | None, max_consecutive: Any, axis_name: Any
+) -> optax.GradientTransformationExtraArgs:
+    """Both guards; `spikes` are the window and the factor."""
+    inner = optax.with_extra_args_support(checks.transformation("tx", tx))
+    limit = None if max_consecutive is None else checks.whole("max_consecutive", max_consecutive, lowest=1)
+    axes = checks.axis_name(axis_name)
+
+    def init(params: optax.Params) -> SkipState:
+        norms = Norms(jnp.zeros(spikes[0]), jnp.zeros((), jnp.int32)) if spikes else ()
+        counts = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), jnp.zeros((), bool)
+        return settle(SkipState(*counts, norms, inner.init(params)), params)
+
+    def update(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, SkipState]:
+        checks.differentiable(updates, "updates")
+        if not isinstance(state, SkipState):
+            raise TypeError(f"state must be a SkipState, got {type(state).__name__}")
+        window = state.norms.values.size if isinstance(state.norms, Norms) else None
+        if window != (spikes[0] if spikes else None):
+            kind = f"skip_spikes, with norms of window {spikes[0]}" if spikes else "skip_nonfinite, without norms"
+            raise TypeError(f"state must be one of {kind}")
+
+        def take() -> tuple[optax.Updates, Any]:
+            return inner.update(updates, state.inner, params, **extra_args)
+
+        tried = take()
+        good, norms = _all_good(updates, state.inner, *tried, axes), state.norms
+        if spikes:
+            good, norms = _watched(_norm(updates, axes), good, state.norms, spikes[1])
+        again = take if isinstance(good, Tracer) else lambda: tried
+        new, kept = step_if(good, again, updates, state.inner, like=tried[0], seldom_left_out=True)
+        skipped = jnp.where(good, state.skipped, optax.safe_increment(state.skipped))
+        consecutive = jnp.where(good, 0, optax.safe_increment(state.consecutive))
+        gave_up = state.gave_up if limit is None else state.gave_up | (consecutive >= limit)
+        return new, SkipState(skipped, consecutive, gave_up, norms, kept)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _all_good(gradients: Any, before: Any, updates: Any, after: Any, axes: tuple[str, ...]) -> jax.Array:
+    """Whether all numbers are finite, on all devices.
+
+    What belongs to one parameter is looked at together, so that it is computed and read in one pass, and not kept.
+    All else may be infinite if it was before, as the best loss so far is at first.
+    """
+    leaves, structure = jax.tree.flatten(gradients, is_leaf=is_none)
+    pairs = zip(leaves, structure.flatten_up_to(updates), strict=True)
+    together = [[] if u is None else [as_array(g), u] for g, u in pairs]
+    for (old, _, _), (new, _, owner) in zip(owned(before, structure), owned(after, structure), strict=True):
+        if not jnp.issubdtype(getattr(new, "dtype", int), jnp.inexact):
+            continue
+        if owner is not None and together[owner] and new.shape == together[owner][0].shape:
+            together[owner].append(new)
+        else:
+            together.append([jnp.where(jnp.isfinite(old), new, 0)])
+    return all_finite([arrays for arrays in together if arrays], axes)
+
+
+def _norm(gradients: Any, axes: tuple[str, ...]) -> jax.Array:
+    """The root of the sum of all squares, in float32 at least, on all devices together."""
+    squares = [jnp.asarray(over_devices(jnp.sum(abs_sq(widen(g))), widen(g), axes)) for g in jax.tree.leaves(gradients)]
+    return jnp.sqrt(sum(squares, jnp.zeros(())))
+
+
+def _watched(norm: jax.Array, finite: jax.Array, norms: Norms, factor: Any) -> tuple[jax.Array, Norms]:
+    """Whether the step is good; and what was seen so far."""
+    window = norms.values.size
+    here = jnp.arange(window) < norms.count
+    n = jnp.maximum(jnp.minimum(norms.count, window), 1)
+    mean = jnp.sum(jnp.where(here, norms.values, 0)) / n
+    std = jnp.sqrt(jnp.sum(jnp.where(here, (norms.values - mean) ** 2, 0)) / n)
+    allowed = mean + factor * jnp.maximum(std, mean / 100)
+    allowed = jnp.where(norms.count >= window // 2, allowed, jnp.finfo(jnp.float32).max)
+    good = finite & (norm <= allowed)
+    recorded = norms.values.at[norms.count % window].set(jnp.minimum(norm, allowed).astype(jnp.float32))
+    new = Norms(recorded, optax.safe_increment(norms.count))
+    return good, jax.tree.map(functools.partial(jnp.where, finite), new, norms)

@@ -1,0 +1,54 @@
+"""What a transformation is: the name of the function that built it, and its arguments.
+
+A transformation of Optax is two functions, and what they close over cannot be seen. Ours carry it, so that a checkpoint
+can say whose it is and telemetry knows the learning rate:
+
+    {"name": "adamw", "learning_rate": 0.001, "b1": 0.9, ...}
+
+Arguments that are transformations stand there as what they are.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import optax
+
+Args = ParamSpec("Args")
+Tx = TypeVar("Tx", bound=optax.GradientTransformationExtraArgs)
+
+
+def described(build: Callable[Args, Tx]) -> Callable[Args, Tx]:
+    """`build`, a function that makes a transformation, such that `identity` knows what it has made."""
+    signature = inspect.signature(build)
+
+    @functools.wraps(build)
+    def built(*args: Args.args, **kwargs: Args.kwargs) -> Tx:
+        tx = build(*args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        tx.__dict__["identity"] = {"name": build.__name__, **{k: _plain(v) for k, v in bound.arguments.items()}}
+        return tx
+
+    return built
+
+
+def identity(tx: Any) -> dict[str, Any]:
+    """What a transformation is. Of those that do not say, such as Optax's own, an empty dict.
+
+    Example:
+        >>> from adamite import adam
+        >>> of_adam = identity(adam(1e-3))
+        >>> of_adam["name"], of_adam["learning_rate"], of_adam["b2"]
+        ('adam', 0.001, 0.999)
+    """
+    return dict(getattr(tx, "identity", {}))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, optax.GradientTransformation):
+        return identity(value)
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    return value
