@@ -29,6 +29,8 @@ from adamite.sharding import state_shardings, zero1
 
 CHOICES = [("float32", None), ("int8", "residual8")]
 SLICES = [("v5e:2x4", (8, 1)), ("v5e:2x4", (4, 2)), ("v5e:4x8", (32, 1))]
+CLOSE = {"kept": 0.005, "sent": 0.15}
+"""How far the plan may be from the compiler; activations that the axis "model" exchanges are in what it sends."""
 WAYS = ("replicated", "ZeRO-1", "FSDP")
 
 
@@ -98,6 +100,10 @@ def on_tpu(topology: str, shape: tuple[int, int], choice: tuple[str, str | None]
         matrix = 2048 * 4 * 2048 // shape[1]
         if name == "ZeRO-1" and (largest >= matrix or not rows[name]["reduce-scatter"]):
             raise SystemExit(f"ZeRO-1 on {topology} sums whole matrices: {rows[name]}")
+        for figure, close in CLOSE.items():
+            found, planned = rows[name][figure], rows[name][f"{figure}, planned"]
+            if name != "FSDP" and abs(found - planned) > close * found:
+                raise SystemExit(f"{name} on {topology}: the plan says {planned:.4f} GB {figure}, not {found:.4f}")
     return rows
 
 

@@ -14,6 +14,7 @@ What to learn: the training step is that of one device. Arrays are made for a me
 
 import argparse
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -33,12 +34,8 @@ import adamite
 from adamite.sharding import state_shardings, zero1
 
 BATCH, WIDTH = 256, 256
-LAUNCHERS = {  # what each sets in the environment of its processes
-    "SLURM": "SLURM_STEP_NODELIST",
-    "Open MPI": "OMPI_MCA_orte_hnp_uri",
-    "TPU slice": "TPU_WORKER_HOSTNAMES",
-    "Kubernetes job": "JOB_COMPLETION_INDEX",
-}
+# What launchers set: SLURM, Open MPI (to 4), TPU slices, Kubernetes' indexed jobs.
+LAUNCHERS = ("SLURM_STEP_NODELIST", "OMPI_MCA_orte_hnp_uri", "TPU_WORKER_HOSTNAMES", "JOB_COMPLETION_INDEX")
 
 
 def connect(options: argparse.Namespace) -> None:
@@ -51,8 +48,10 @@ def connect(options: argparse.Namespace) -> None:
         jax.distributed.initialize(
             options.coordinator, options.processes, options.process, heartbeat_timeout_seconds=beat
         )
-    elif any(name in os.environ for name in LAUNCHERS.values()):
+    elif any(name in os.environ for name in LAUNCHERS):
         jax.distributed.initialize(heartbeat_timeout_seconds=beat)
+    elif int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
+        sys.exit("JAX does not know this Open MPI: give --coordinator, --processes and --process $OMPI_COMM_WORLD_RANK")
 
 
 def init(key: jax.Array, dtype: Any) -> dict[str, jax.Array]:
@@ -84,7 +83,8 @@ def train(options: argparse.Namespace) -> None:
     abstract = shapes, jax.eval_shape(tx.init, shapes)
     like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
     manager = ocp.CheckpointManager(
-        options.folder.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+        options.folder if "://" in options.folder else Path(options.folder).absolute(),
+        options=ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False),
     )
     start = manager.latest_step() or 0
     if start:
@@ -128,6 +128,7 @@ def local(processes: int, arguments: list[str]) -> int:
         free.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{free.getsockname()[1]}"
     command = [sys.executable, __file__, "--coordinator", coordinator, "--processes", str(processes), *arguments]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and end the others
     running = [subprocess.Popen([*command, "--process", str(i)]) for i in range(processes)]
     try:
         while any(process.poll() is None for process in running):
@@ -158,16 +159,19 @@ def main() -> int:
     parser.add_argument("--heartbeat", type=count, default=100, metavar="S", help="seconds of silence that are death")
     parser.add_argument("--steps", type=count, default=100, metavar="N", help="batches of 256 (100)")
     parser.add_argument("--save-every", type=count, default=25, metavar="N", help="steps between checkpoints (25)")
-    parser.add_argument("--folder", type=Path, default=Path("out/multihost"), help="where they are (out/multihost)")
+    parser.add_argument("--folder", default="out/multihost", help="where they are, gs:// too (out/multihost)")
     parser.add_argument("--moments", default="float32", choices=["float32", "bfloat16", "int8"], help="see adamw")
     parser.add_argument("--rounding", choices=["stochastic", "residual8", "residual16"], help="see adamw")
     parser.add_argument("--dump", type=Path, metavar="FILE", help="write the final parameters there, as .npy")
     options = parser.parse_args()
     if bool(options.coordinator) != (options.processes is not None and options.process is not None):
         parser.error("--coordinator, --processes and --process go together")
+    if options.process is not None and options.process not in range(options.processes or 0):
+        parser.error(f"argument --process: must be below --processes, got {options.process}")
     if options.local:
-        at = sys.argv.index("--local")
-        return local(options.local, sys.argv[1:at] + sys.argv[at + 2 :])
+        launcher = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        launcher.add_argument("--local")
+        return local(options.local, launcher.parse_known_args()[1])
     train(options)
     return 0
 

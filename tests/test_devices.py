@@ -242,3 +242,47 @@ def test_state_shardings_by_tree_map_params():
         jax.tree.map(lambda a, b: a.sharding.is_equivalent_to(b.sharding, a.ndim), state, tx.init(params)),
         jax.tree.map(lambda _: True, state),
     )
+
+
+@pytest.mark.parametrize("axes", AXES)
+def test_abstract_states_have_the_shardings_that_types_have(axes):
+    """On Explicit axes a sharding is part of a type; on Auto axes only `state_shardings` tells it."""
+    mesh = mesh_of(axes)
+    params = on(mesh, P("data", "model"), values(0))
+    state = jax.eval_shape(adamite.adam(1e-2).init, params)
+    expected = NamedSharding(mesh, P("data", "model"))
+    told = adamite.sharding.state_shardings(adamite.adam(1e-2), params)
+    assert told[0].mu["w"].is_equivalent_to(expected, 2)
+    if axes == "explicit":
+        assert state[0].mu["w"].sharding.spec == P("data", "model")
+    else:
+        assert getattr(state[0].mu["w"], "sharding", None) is None
+
+
+class TestTraps:
+    """What docs/scaling.md warns of does happen."""
+
+    def test_replicas_drift_without_pmean(self):
+        tx, params = adamite.adam(0.1), jnp.ones(4)
+        replicas = jax.tree.map(lambda x: jnp.stack([x] * 8), (tx.init(params), params))
+        g = jnp.asarray(np.random.default_rng(0).standard_normal((8, 4)), jnp.float32)
+        for mean, equal in ((True, True), (False, False)):
+            step = lambda g, s, p, mean=mean: tx.update(jax.lax.pmean(g, "i") if mean else g, s, p)  # noqa: E731
+            updates, _ = jax.pmap(step, axis_name="i")(g, *replicas)
+            assert np.all(np.asarray(updates) == np.asarray(updates)[0]) == equal
+
+    def test_a_clip_in_shard_map_is_by_the_norm_of_the_part(self):
+        mesh = jax.make_mesh((8,), ("i",), axis_types=(AxisType.Auto,))
+        clip = optax.clip_by_global_norm(1.0)
+        g = jnp.ones(8)
+        part = jax.shard_map(lambda g: clip.update(g, clip.init(g))[0], mesh=mesh, in_specs=P("i"), out_specs=P("i"))
+        np.testing.assert_allclose(jax.jit(part)(g), 1.0)
+        np.testing.assert_allclose(clip.update(g, clip.init(g))[0], 8**-0.5, rtol=1e-6)
+
+
+def test_two_billion_elements_are_counted():
+    """By shapes alone."""
+    p = jax.ShapeDtypeStruct((65536, 65536), jnp.float32)
+    for tx in (adamite.stable_adamw(1e-2), adamite.cautious(adamite.scale_by_adam()), adamite.adamw(1e-2)):
+        updates, _ = jax.eval_shape(tx.update, p, jax.eval_shape(tx.init, p), p)
+        assert updates.shape == p.shape

@@ -372,6 +372,8 @@ def test_what_a_device_sends_is_of_gradients_updates_and_weights():
             "--mesh: must be data=N or data=N,model=M, such as data=64,model=8, got 'model=8'",
         ),
         ("--params 8e9 --mesh data=64,rows=8", "--mesh: must be data=N or data=N,model=M"),
+        ("--params 8e9 --mesh data=999999,model=999999", "--mesh: must have at most 1,000,000 devices, got"),
+        ("--params 8e9 --mesh data=4 --devices 1", "not allowed with argument"),
         ("--params 8e9 --mesh data=0", "--mesh: must be data=N or data=N,model=M"),
         ("--params 8e9 --mesh data=2,data=4", "--mesh: must be data=N or data=N,model=M"),
         ("--params 8e9 --mesh data=2 --devices 2", "--devices: not allowed with argument --mesh"),
@@ -390,3 +392,21 @@ def test_help_says_what_is_assumed(capsys):
             main(arguments)
         captured = capsys.readouterr()
         assert said in captured.out + captured.err
+
+
+def test_what_no_axis_divides_is_told(capsys):
+    main(["memory", "--params", "8e9", "--mesh", "data=3,model=7"])
+    printed = capsys.readouterr().out
+    assert "data = 3 divides no dimension of 79% of the parameters\n" in printed
+    assert "model = 7 divides no dimension of 100% of the parameters\n" in printed
+    main(["memory", "--params", "8e9", "--mesh", "data=64,model=8"])
+    assert "divides no dimension" not in capsys.readouterr().out
+
+
+def test_a_report_names_the_state_that_is_whole_on_each_device():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    params = {"w": jax.ShapeDtypeStruct((64, 8), jnp.float32), "odd": jax.ShapeDtypeStruct((3, 5), jnp.float32)}
+    everywhere = NamedSharding(mesh, P())
+    spread = adamite.memory_report(adamite.sharding.zero1(adamite.adam(1e-3), mesh), params, shardings=everywhere)
+    assert str(spread).endswith("\nwhole on each device: the state of params['odd']")
+    assert "whole" not in str(adamite.memory_report(adamite.adam(1e-3), params, shardings=everywhere))

@@ -324,3 +324,174 @@ def test_axes_that_shard_a_parameter_already_are_left_alone():
     assert_sharded(state[0].mu["w"], NamedSharding(mesh, P("data")))
     over = zero1(adamite.adam(1e-2), mesh, ("data", "model")).init(jax.device_put(params, NamedSharding(mesh, P())))
     assert_sharded(over[0].mu["w"], NamedSharding(mesh, P(("data", "model"))))
+
+
+WRAPPERS = {
+    "zero1": lambda tx, mesh: zero1(tx, mesh),
+    "offload": lambda tx, _: offload(tx),
+    "both": lambda tx, mesh: offload(zero1(tx, mesh)),
+}
+
+
+class TestAbsentParameters:
+    """None stands for a parameter that is not trained, as Equinox's filters leave it."""
+
+    @pytest.mark.parametrize("wrapper", WRAPPERS)
+    @pytest.mark.parametrize("moments", ["float32", "int8"])
+    def test_the_bits_are_those_of_one_device(self, wrapper, moments):
+        mesh, tx = mesh_of("auto"), adamite.adamw(1e-2, moments=moments)
+        params = {"w": jnp.ones((64, 512)), "f": None}
+        there = jax.device_put(params, NamedSharding(mesh, P()))
+        wrapped = WRAPPERS[wrapper](tx, mesh)
+        updates, state = jax.jit(wrapped.update)(there, wrapped.init(there), there)
+        assert_same_bits((updates, state), jax.jit(tx.update)(params, tx.init(params), params))
+        moment = jax.tree.leaves(state[0].mu)[0]
+        assert moment.sharding.memory_kind == ("pinned_host" if wrapper != "zero1" else "device")
+        assert moment.addressable_shards[0].data.size == moment.size // (4 if wrapper != "offload" else 1)
+
+    def test_equinox(self):
+        eqx = pytest.importorskip("equinox")  # an extra; the lock has it
+        mesh = mesh_of("auto")
+        model = eqx.filter(eqx.nn.MLP(8, 8, 64, 2, key=jax.random.key(0)), eqx.is_array)
+        model = jax.device_put(model, NamedSharding(mesh, P()))
+        tx = zero1(adamite.adamw(1e-2), mesh)
+        _, state = jax.jit(tx.update)(model, tx.init(model), model)
+        assert state[0].mu.layers[0].weight.addressable_shards[0].data.shape == (16, 8)
+
+
+class TestFlaxNNX:
+    def train(self, wrap, place):
+        from flax import nnx
+
+        model = nnx.Linear(64, 128, rngs=nnx.Rngs(0))
+        nnx.update(model, place(nnx.to_pure_dict(nnx.state(model, nnx.Param))))
+        own = jax.tree.map(lambda p: p.sharding, nnx.state(model, nnx.Param))
+        optimizer = nnx.Optimizer(model, wrap(adamite.adamw(1e-2), own), wrt=nnx.Param)
+        bytes_at_first = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(nnx.state(optimizer)))
+
+        @nnx.jit
+        def step(model, optimizer, x):
+            optimizer.update(model, nnx.grad(lambda m: jnp.mean(m(x) ** 2))(model))
+
+        for seed in range(3):
+            step(model, optimizer, jax.random.normal(jax.random.key(seed), (8, 64)))
+        return bytes_at_first, model, optimizer
+
+    @pytest.mark.parametrize("cut", [False, True])
+    def test_one_line_spreads_the_state_and_changes_no_weight(self, cut):
+        from flax import nnx
+
+        mesh = mesh_of("auto")
+        specs = {"kernel": P(None, "model"), "bias": P("model")} if cut else {"kernel": P(), "bias": P()}
+
+        def place(tree):
+            return jax.tree.map(lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)), tree, specs)
+
+        before, plain, _ = self.train(lambda tx, _: tx, place)
+        after, spread, optimizer = self.train(lambda tx, own: zero1(tx, mesh, param_shardings=own), place)
+        assert after - 8 == (before - 8) // 4  # two counts stay
+        chex.assert_trees_all_close(nnx.state(plain), nnx.state(spread), rtol=1e-6)
+        assert spread.kernel[...].sharding.is_equivalent_to(NamedSharding(mesh, specs["kernel"]), 2)
+        moment = nnx.state(optimizer)["opt_state"][0]["mu"]["kernel"]
+        assert jax.tree.leaves(moment)[0].sharding.spec[0] == "data"
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [optax.adafactor(1e-2, min_dim_size_to_factor=32), optax.novograd(1e-2), optax.adamw(1e-2)],
+    ids=["adafactor", "novograd", "adamw"],
+)
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_states_of_other_shapes_stay_where_they_were_born(tx, wrapper):
+    mesh = mesh_of("auto")
+    params = jax.device_put({"w": jnp.ones((64, 512)), "b": jnp.ones(512)}, NamedSharding(mesh, P()))
+    wrapped = WRAPPERS[wrapper](tx, mesh)
+    state, update = wrapped.init(params), jax.jit(wrapped.update)
+    born = jax.tree.map(lambda x: x.sharding, state)
+    for number in range(3):
+        before = compiled()
+        _, state = update(params, state, params)
+        assert compiled() - before == (number == 0)
+    assert_sharded(state, born)
+
+
+def test_several_axes_of_which_a_parameter_has_one():
+    mesh = mesh_of("auto")
+    own = shardings_of(mesh, {"w": P(None, "model")})
+    tx = zero1(adamite.adam(1e-2), mesh, ("data", "model"), param_shardings=own)
+    state = tx.init(jax.device_put(values(0, jnp.float32), own))
+    assert state[0].mu["w"].sharding.spec == P("data", "model")
+    assert state[0].mu["b"].sharding.spec == P(("data", "model"))
+
+
+def test_a_state_of_another_mesh_is_laid_anew():
+    mesh, flat = mesh_of("auto"), jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    params = values(0, jnp.float32)
+    there, then = (jax.device_put(params, NamedSharding(m, P())) for m in (flat, mesh))
+    state = zero1(adamite.adam(1e-2), flat).init(there)
+    tx = zero1(adamite.adam(1e-2), mesh)
+    _, state = jax.jit(tx.update)(then, state, then)
+    assert_same_bits(state, jax.jit(adamite.adam(1e-2).update)(params, adamite.adam(1e-2).init(params), params)[1])
+    assert state[0].mu["w"].sharding.is_equivalent_to(NamedSharding(mesh, P("data")), 2)
+
+
+@pytest.mark.parametrize("types", TYPES)
+@pytest.mark.parametrize("optimizer", ["adamw", "int8, residual8"])
+def test_donated_buffers_are_used(types, optimizer):
+    dtype, make = OPTIMIZERS[optimizer]
+    mesh = mesh_of(types)
+    tx, params = zero1(make(), mesh), jax.device_put(values(0, dtype), NamedSharding(mesh, P()))
+
+    def step(g, state, params):
+        updates, state = tx.update(g, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state, g = tx.init(params), jax.device_put(values(1, dtype), NamedSharding(mesh, P()))
+    given = jax.tree.leaves(state)
+    _, state = jax.jit(step, donate_argnums=1)(g, state, params)
+    assert all(x.is_deleted() for x in given)
+    jax.block_until_ready(state)
+
+
+class TestRefusedLayouts:
+    def on(self, mesh, spec=None):
+        return jax.device_put(values(0, jnp.float32), shardings_of(mesh, {"w": spec} if spec else {}))
+
+    def test_devices_in_another_order(self):
+        mesh = mesh_of("auto")
+        other = jax.sharding.Mesh(mesh.devices[::-1], mesh.axis_names, axis_types=mesh.axis_types)
+        with pytest.raises(ValueError, match=re.escape("and the mesh of zero1 has [6, 7, 4, 5, 2, 3, 0, 1], in this")):
+            zero1(adamite.adam(1e-2), other).init(self.on(mesh))
+
+    def test_parameters_that_are_otherwise_than_told(self):
+        mesh = mesh_of("auto")
+        tx = zero1(adamite.adam(1e-2), mesh, param_shardings=NamedSharding(mesh, P()))
+        with pytest.raises(ValueError, match=re.escape("params['w'] is sharded as P(None, 'model'), but param_shard")):
+            tx.init(self.on(mesh, P(None, "model")))
+
+    def test_arrays_on_an_abstract_mesh(self):
+        mesh = mesh_of("auto")
+        with pytest.raises(ValueError, match="but the mesh of zero1 is abstract"):
+            zero1(adamite.adam(1e-2), mesh.abstract_mesh).init(self.on(mesh))
+
+    def test_explicit_axes_without_params(self):
+        mesh = mesh_of("explicit")
+        tx, params = zero1(adamite.adam(1e-2), mesh), self.on(mesh)
+        with pytest.raises(ValueError, match="zero1 needs params on a mesh of Explicit axes"):
+            jax.jit(tx.update)(params, tx.init(params))
+
+    @pytest.mark.parametrize("wrap", [offload, lambda tx: zero1(tx, mesh_of("auto"))])
+    def test_what_lives_elsewhere_already(self, wrap):
+        with pytest.raises(ValueError, match="tx must keep its state beside the parameters: give all axes to one"):
+            zero1(wrap(adamite.adam(1e-2)), mesh_of("auto"))
+
+    def test_shardings_of_another_mesh_in_a_plan(self):
+        other = jax.make_mesh((8,), ("dp",), axis_types=(AxisType.Auto,))
+        tx = zero1(adamite.adam(1e-2), mesh_of("auto"))
+        for sharding in (NamedSharding(other, P()), jax.sharding.SingleDeviceSharding(jax.devices()[0])):
+            with pytest.raises(ValueError, match=re.escape("parameters must be on the mesh of zero1, {'data': 4, 'mo")):
+                state_shardings(tx, values(0, jnp.float32), sharding)
+
+    def test_no_parameters(self):
+        with pytest.raises(ValueError, match="params must hold an array at least"):
+            state_shardings(adamite.adam(1e-2), {})

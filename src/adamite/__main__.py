@@ -15,9 +15,10 @@ from adamite.algorithms.adam import adamw
 from adamite.memory import MemoryReport, memory_report
 from adamite.planning import decoder, layouts, sent
 from adamite.rounding import NAMES as ROUNDINGS
+from adamite.sharding.layout import names_of
 
 MOMENTS = ("float32", "bfloat16", "int8", "int8+float8")
-MOST = 10**13
+MOST, MOST_DEVICES = 10**13, 10**6
 FLOAT32 = 16  # bytes of optax.adamw: weights, gradients, mu and nu, 4 each
 ASSUMED = """\
 The model is taken to be a decoder: in each layer four matrices, (d, 3d), (d, d), (d, 4d), (4d, d), and two vectors of
@@ -64,13 +65,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     memory.add_argument("--rounding", choices=tuple(ROUNDINGS), help="how 16-bit weights take updates (as in optax)")
     weights = "dtype of weights and gradients (bfloat16 with a rounding, else float32)"
     memory.add_argument("--weights", choices=("bfloat16", "float32"), help=weights)
-    spread = memory.add_mutually_exclusive_group()
-    spread.add_argument("--devices", type=_count, default=1, metavar="N", help="how many devices share all that (1)")
-    spread.add_argument("--mesh", type=_mesh, metavar="AXES", help="or the axes of their mesh, such as data=64,model=8")
+    where = memory.add_mutually_exclusive_group()
+    where.add_argument("--devices", type=_count, metavar="N", help="how many devices share all that (1)")
+    where.add_argument("--mesh", type=_mesh, metavar="AXES", help="or the axes of their mesh, such as data=64,model=8")
     memory.add_argument("--hbm", type=_gigabytes, metavar="GB", help="memory of one device: say whether it is enough")
     options = parser.parse_args(arguments)
     if options.rounding and options.weights == "float32":
         memory.error("argument --rounding: it is for weights of 16 bits; leave it out, or --weights float32")
+    options.devices = options.devices or 1
     options.weights = options.weights or ("bfloat16" if options.rounding else "float32")
     jax.config.update("jax_platforms", "cpu")  # nothing will be computed: accelerators stay with whoever has them
     print(plan(options))
@@ -101,6 +103,11 @@ def _on_mesh(tx: optax.GradientTransformation, params: list[jax.ShapeDtypeStruct
     }
     lines = [f"{'GB on each device':24}" + "".join(f"{name:>16}" for name in ways)]
     lines += [f"{name:24}" + "".join(f"{count / 1e9:16,.3f}" for count in counts) for name, counts in rows.items()]
+    for axis, way in {axis: "FSDP" if axis == "data" else "replicated" for axis in options.mesh.axis_names}.items():
+        pairs = zip(params, ways[way].shardings, strict=True)
+        whole = sum(p.size for p, sharding in pairs if axis not in names_of(sharding)) / sum(p.size for p in params)
+        if whole >= 0.01 and options.mesh.shape[axis] > 1:
+            lines.append(f"{axis} = {options.mesh.shape[axis]} divides no dimension of {whole:.0%} of the parameters")
     if options.hbm is not None:
         left = [options.hbm - report.total / 1e9 for report in reports]
         lines.append(f"{f'left of {options.hbm:g} GB':24}" + "".join(f"{room:16,.3f}" for room in left))
@@ -138,6 +145,8 @@ def _mesh(text: str) -> AbstractMesh:
     sizes = {name: int(n) for name, n in axes.items()}
     if ",".join(f"{name}={n}" for name, n in axes.items()) != text or "data" not in axes or not all(sizes.values()):
         raise argparse.ArgumentTypeError(f"must be data=N or data=N,model=M, such as data=64,model=8, got {text!r}")
+    if math.prod(sizes.values()) > MOST_DEVICES:
+        raise argparse.ArgumentTypeError(f"must have at most {MOST_DEVICES:,} devices, got {text!r}")
     return AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 

@@ -58,7 +58,7 @@ def cautious(
     def agreeing(u: jax.Array, g: jax.Array) -> jax.Array:
         keep = (u.conj() * jnp.sign(g)).real > 0  # the sign: u g may underflow
         kept = over_devices(cast(jnp.count_nonzero(keep), u.real.dtype), u, axes)
-        return jnp.where(keep, u, 0) * (over_devices(u.size, u, axes) / (kept + 1))
+        return jnp.where(keep, u, 0) * (over_devices(float(u.size), u, axes) / (kept + 1))
 
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra_args: Any

@@ -94,7 +94,11 @@ class MemoryReport:
         rows.append(["", "per parameter", "", "", "", *each, ""])
         share = f", {self.per_device.total:,} on each of {self.devices} devices" if self.devices > 1 else ""
         together = f"{self.bytes.total:,} bytes together{share}, {self.bytes_per_parameter:.2f} per parameter"
-        return f"{_aligned(rows)}\n{together}"
+        undivided = [leaf.path for leaf in self.leaves if 0 < leaf.bytes.state == leaf.per_device.state]
+        if self.devices == 1 or len(undivided) in (0, len(self.leaves)):
+            return f"{_aligned(rows)}\n{together}"
+        more = f" and {len(undivided) - 5} more" if len(undivided) > 5 else ""
+        return f"{_aligned(rows)}\n{together}\nwhole on each device: the state of {', '.join(undivided[:5])}{more}"
 
 
 HEAD = ["count", "parameter", "shape", "dtype", "moments", "weights", "gradients", "state", "not quantized"]

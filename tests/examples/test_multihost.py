@@ -156,8 +156,45 @@ def test_a_launcher_says_who_is_there(launcher, tmp_path):
         assert "2 processes, 4 devices\n" in job.finish()
 
 
-def test_local_starts_the_processes_and_ends_them_all(tmp_path):
-    command = [sys.executable, str(SCRIPT), "--local", "2", "--devices", "3", "--folder", str(tmp_path / "run")]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+def of_folder(folder: Path) -> list[int]:
+    """The processes that train there."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            found += [int(process.name)] if str(folder).encode() in (process / "cmdline").read_bytes() else []
+    return found
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_local_starts_the_processes_and_ends_them_all(processes, tmp_path):
+    folder = tmp_path / "run"
+    command = ["timeout", "-s", "KILL", "100", sys.executable, str(SCRIPT), f"--local={processes}", "--devices", "2"]
+    result = subprocess.run([*command, "--steps", "2", "--folder", folder], capture_output=True, text=True, check=False)
+    assert f"{processes} processes, {2 * processes} devices\n" in result.stdout
+    assert result.returncode == 0
+    assert not of_folder(folder)
+
+
+def test_local_ends_all_where_one_fails_or_it_is_told_to(tmp_path):
+    folder = tmp_path / "run"
+    command = ["timeout", "-s", "KILL", "100", sys.executable, str(SCRIPT), "--local", "2", "--folder", str(folder)]
+    result = subprocess.run([*command, "--devices", "3"], capture_output=True, text=True, check=False)
     assert result.returncode == 1  # six devices do not divide a batch of 256
     assert "256" in result.stderr
+    endless = [*command, "--devices", "2", "--steps", "1000000", "--save-every", "10"]
+    with subprocess.Popen(endless, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as launcher:
+        for line in launcher.stdout:
+            if "saved" in line:
+                break
+        script = min(set(of_folder(folder)) - {launcher.pid})  # behind `timeout`, which forwards to its child
+        os.kill(script, signal.SIGTERM)
+    assert launcher.returncode == 128 + signal.SIGTERM
+    assert not of_folder(folder)
+
+
+def test_an_open_mpi_that_jax_does_not_know_is_refused(tmp_path):
+    environment = [{"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}]
+    with Job(1, 2, "--folder", str(tmp_path / "run"), environment=environment) as job:
+        _, errors = job.running[0].communicate()
+    assert job.running[0].returncode == 1
+    assert "JAX does not know this Open MPI: give --coordinator" in errors

@@ -48,7 +48,7 @@ def stable_adam_rule(
         v = update_moment(g, v, b2, order=2)
         s = jnp.sqrt(v / c2)
         squares = jnp.sum((jnp.abs(g) / jnp.maximum(s, eps)) ** 2)
-        r = jnp.sqrt(over_devices(squares, g, axes) / over_devices(g.size, g, axes))
+        r = jnp.sqrt(over_devices(squares, g, axes) / over_devices(float(g.size), g, axes))
         u = (m / c1) / (s + eps) / jnp.maximum(1, r)
         return u, m, v
 

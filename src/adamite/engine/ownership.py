@@ -1,7 +1,8 @@
 """Which parameter an array of an optimizer's state belongs to, for any transformation: of optax, of adamite, wrapped.
 
 An array belongs to a parameter where it stands in a tree of the parameters' structure, of which `optax.masked` and
-`optax.partition` may have left something out. Step counts and the like belong to none.
+`optax.partition` may have left something out, and which may have None in place of a parameter. Step counts and the like
+belong to none.
 """
 
 from typing import Any, NamedTuple
@@ -36,17 +37,18 @@ def owned(state: Any, structure: Any) -> list[Owned]:
 
 def _counterparts(node: Any, places: Any) -> list[tuple[int, Any]] | None:
     """The arrays of a tree that has the structure of `places`, each with the number of its place; None for others."""
-    arrays, structure = jax.tree.flatten(node, is_leaf=_is_masked)
+    arrays, structure = jax.tree.flatten(node, is_leaf=_is_absent)
     try:
         numbers = structure.flatten_up_to(places)
     except (TypeError, ValueError):
         return None
-    pairs = [(n, x) for n, x in zip(numbers, arrays, strict=True) if not _is_masked(x)]
+    pairs = [(n, x) for n, x in zip(numbers, arrays, strict=True) if not _is_absent(x)]
     return pairs if all(isinstance(n, int) for n, _ in pairs) else None
 
 
-def _is_masked(node: Any) -> bool:
-    return isinstance(node, optax.MaskedNode)
+def _is_absent(node: Any) -> bool:
+    """Whether it holds the place of an array that is not there."""
+    return node is None or isinstance(node, optax.MaskedNode)
 
 
 def _is_count(node: Any) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import optax
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
-from jax.tree_util import keystr, tree_leaves_with_path
+from jax.tree_util import GetAttrKey, KeyPath, keystr, tree_leaves_with_path
 
 from adamite import checks
 from adamite.engine.matching import same_rank, shape_of
@@ -41,7 +41,7 @@ def state_shardings(tx: optax.GradientTransformation, params: Any, param_shardin
     Raises:
         TypeError: `tx` is no gradient transformation; a leaf of `params` has no shape and dtype, or no sharding;
             `param_shardings` holds something else.
-        ValueError: `param_shardings` has another structure than `params`, or does not divide a leaf.
+        ValueError: `param_shardings` has another structure than `params`, or does not divide a leaf; `params` is empty.
 
     Example:
         >>> import jax.numpy as jnp
@@ -59,6 +59,8 @@ def state_shardings(tx: optax.GradientTransformation, params: Any, param_shardin
     for (path, _), sharding in zip(tree_leaves_with_path(params), shardings, strict=True):
         if sharding is None:
             raise TypeError(f"params{keystr(path)} is not sharded over a mesh: state_shardings needs param_shardings")
+    if not leaves:
+        raise ValueError("params must hold an array at least: without any there is no mesh for the state")
     state = jax.eval_shape(checks.transformation("tx", tx).init, structure.unflatten(leaves))
     everywhere = _everywhere(shardings)
     found = of_state(tx, state, leaves, structure, shardings)
@@ -80,7 +82,9 @@ def of_params(params: Any, shardings: Any, name: str) -> list[Sharding | None]:
     try:
         found = jax.tree.leaves(jax.tree.broadcast(shardings, params))
     except ValueError as error:
-        raise ValueError(f"{name} must have the structure of params or a prefix of it: {error}") from None
+        found = _by_path(leaves, shardings)
+        if found is None:
+            raise ValueError(f"{name} must have the structure of params or a prefix of it: {error}") from None
     for (path, leaf), sharding in zip(leaves, found, strict=True):
         if not isinstance(sharding, Sharding):
             raise TypeError(f"{name} must hold jax.sharding.Sharding, got {sharding!r:.80} for params{keystr(path)}")
@@ -89,6 +93,16 @@ def of_params(params: Any, shardings: Any, name: str) -> list[Sharding | None]:
         except (IndexError, ValueError) as error:
             raise ValueError(f"{name} must divide params{keystr(path)} of shape {shape_of(leaf)}: {error}") from None
     return found
+
+
+def _by_path(leaves: Sequence[tuple[KeyPath, Any]], shardings: Any) -> list[Any] | None:
+    """The shardings of leaves at the same paths, one each: Flax NNX has arrays where its variables have theirs."""
+    theirs = tree_leaves_with_path(shardings)
+    same = len(theirs) == len(leaves) and all(
+        path[: len(ours)] == ours and all(isinstance(key, GetAttrKey) for key in path[len(ours) :])
+        for (path, _), (ours, _) in zip(theirs, leaves, strict=True)
+    )
+    return [sharding for _, sharding in theirs] if same else None
 
 
 def of_state(
@@ -123,14 +137,15 @@ def spread_by(tx: Any, leaves: Sequence[Any], shardings: Sequence[Any]) -> Seque
 
 
 def with_axes(sharding: NamedSharding, shape: tuple[int, ...], names: tuple[str, ...]) -> NamedSharding:
-    """The sharding with more axes on one dimension, where it can be."""
+    """The sharding with those of the axes that it has not yet on one dimension more, where they divide one."""
+    used = names_of(sharding)
+    names = tuple(name for name in names if name not in used)
     spec = [_names(entry) for entry in (*sharding.spec, *[None] * (len(shape) - len(sharding.spec)))]
-    if names_of(sharding) & {*names}:
-        return sharding
     for i in sorted(range(len(shape)), key=lambda i: len(spec[i]) > 0):
         if shape[i] % math.prod(sharding.mesh.shape[name] for name in (*spec[i], *names)) == 0:
             spec[i] = (*spec[i], *names)
-            return NamedSharding(sharding.mesh, PartitionSpec(*(entry or None for entry in spec)))
+            whole = PartitionSpec(*(entry or None for entry in spec))
+            return NamedSharding(sharding.mesh, whole, memory_kind=sharding.memory_kind)
     return sharding
 
 

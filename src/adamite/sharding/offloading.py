@@ -8,6 +8,7 @@ import optax
 
 from adamite import checks
 from adamite.engine.ownership import owned
+from adamite.engine.placement import settle
 from adamite.identity import described
 from adamite.numerics import is_none
 from adamite.sharding.layout import Spread, spread_by
@@ -47,7 +48,7 @@ def offload(tx: optax.GradientTransformation) -> Spread:
         return jax.tree.structure(state).unflatten(arrays)
 
     def init(params: optax.Params) -> optax.OptState:
-        return put(inner.init(params), jax.tree.structure(params), jax.memory.Space.Host)
+        return put(settle(inner.init(params), params), jax.tree.structure(params), jax.memory.Space.Host)
 
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra_args: Any

@@ -45,7 +45,7 @@ def zero1(
 
     The results are those of `tx`, bit for bit where it treats every element by itself; norms are still over all of a
     leaf, or of all leaves. It is for jit, and the outermost of transformations; not for pmap or inside of shard_map,
-    where arrays are each device's own.
+    where arrays are each device's own. A state of another mesh is laid anew by the first step.
 
     Args:
         tx: any gradient transformation whose state belongs to parameters, of adamite or of optax.
@@ -58,8 +58,9 @@ def zero1(
         The transformation. Its state is that of `tx`.
 
     Raises:
-        ValueError: the mesh has no such axis, or axes of both types; at init or update, a parameter is not on this
-            mesh, or is sharded and nothing says so to jit; there is no dimension of that number.
+        ValueError: the mesh has no such axis, or axes of both types; `tx` is such a transformation already, or of
+            `offload`; at init or update, a parameter is not on this mesh, is sharded and nothing says so to jit, or
+            otherwise than `param_shardings` says; on Explicit axes there are neither `params` nor `param_shardings`.
         TypeError: `tx` is no gradient transformation; an argument is the wrong kind of thing.
 
     Example:
@@ -75,43 +76,56 @@ def zero1(
         >>> state[0].mu.sharding.spec, updates.sharding.spec
         (P('data', None), P(None, None))
     """
-    inner = optax.with_extra_args_support(checks.transformation("tx", tx))
+    if isinstance(checks.transformation("tx", tx), Spread):
+        raise ValueError("tx must keep its state beside the parameters: give all axes to one zero1, offload around it")
+    inner = optax.with_extra_args_support(tx)
     names = _axes(mesh, axis)
 
+    home = NamedSharding(mesh, PartitionSpec())  # of what all devices have
+
     def spread(leaves: Sequence[Any], shardings: Sequence[Any]) -> list[Any]:
+        for sharding in shardings:
+            if sharding is not None and (not isinstance(sharding, NamedSharding) or sharding.mesh.shape != mesh.shape):
+                raise ValueError(f"parameters must be on the mesh of zero1, {dict(mesh.shape)}, got {sharding}")
         return [with_axes(s, shape_of(leaf), names) if s else None for leaf, s in zip(leaves, shardings, strict=True)]
 
-    def layout(params: Any) -> tuple[list[Any], list[Any]]:
+    def layout(params: Any, name: str) -> tuple[list[Any], list[Any]]:
         """The sharding of each parameter, None being one, and that by which its state is sharded."""
         leaves = tree_leaves_with_path(params, is_leaf=is_none)
         told = None if param_shardings is None else iter(of_params(params, param_shardings, "param_shardings"))
         own = []
         for path, leaf in leaves:
             its = None if leaf is None or told is None else next(told)
-            own.append(None if leaf is None else _on(mesh, f"params{keystr(path)}", leaf, its))
+            own.append(None if leaf is None else _on(mesh, f"{name}{keystr(path)}", leaf, its))
         return own, spread([leaf for _, leaf in leaves], own)
 
-    def init(params: optax.Params) -> optax.OptState:
-        leaves, structure = jax.tree.flatten(params)
-        _, over = layout(params)
-        state = inner.init(structure.unflatten(_lay(leaves, over)))
+    def lay_state(state: optax.OptState, leaves: list[Any], structure: Any, over: list[Any]) -> optax.OptState:
+        """What belongs to a parameter as `over` says, or not at all where that is None; all else everywhere."""
         found = of_state(inner, state, leaves, structure, over)
+        absent = {number for number, sharding in enumerate(over) if sharding is None}
         arrays, form = jax.tree.flatten(state)
-        home = NamedSharding(mesh, PartitionSpec())
-        return form.unflatten(_lay(arrays, [home if s is None else s for _, s in found]))
+        return form.unflatten(_lay(arrays, [None if array.owner in absent else s or home for array, s in found]))
+
+    def init(params: optax.Params) -> optax.OptState:
+        leaves, structure = jax.tree.flatten(params, is_leaf=is_none)
+        _, over = layout(params, "params")
+        return lay_state(inner.init(structure.unflatten(_lay(leaves, over))), leaves, structure, over)
 
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, optax.OptState]:
         leaves, structure = jax.tree.flatten(updates, is_leaf=is_none)
+        if params is None and param_shardings is None and AxisType.Explicit in mesh.axis_types:
+            raise ValueError(
+                "zero1 needs params on a mesh of Explicit axes, to shard the updates as they are: "
+                "call update(updates, state, params), or give it param_shardings"
+            )
         weights = leaves if params is None else counterparts(updates, params, "params")
-        own, over = layout(structure.unflatten(weights))
+        own, over = layout(structure.unflatten(weights), "updates" if params is None else "params")
         if params is not None:
             params = structure.unflatten(_lay(weights, over))
         new, state = inner.update(structure.unflatten(_lay(leaves, over)), state, params, **extra_args)
-        arrays, form = jax.tree.flatten(state)
-        kept = _lay(arrays, [s for _, s in of_state(inner, state, weights, structure, over)])
-        return structure.unflatten(_lay(structure.flatten_up_to(new), own)), form.unflatten(kept)
+        return structure.unflatten(_lay(structure.flatten_up_to(new), own)), lay_state(state, weights, structure, over)
 
     spreading = Spread(init, update)
     spreading.spread = spread
@@ -133,24 +147,45 @@ def _axes(mesh: Any, axis: Any) -> tuple[str, ...]:
 
 def _on(mesh: Any, path: str, leaf: Any, given: Any) -> NamedSharding:
     """The parameter's sharding over the mesh."""
-    kinds = jax.typeof(leaf).sharding.mesh.axis_types if isinstance(leaf, Tracer) else ()
-    if AxisType.Manual in kinds:
-        raise ValueError(f"{path} is one device's own, inside of shard_map or pmap: zero1 is for jit")
-    if given is None and isinstance(leaf, Tracer) and AxisType.Explicit not in kinds:
-        return NamedSharding(mesh, PartitionSpec())
-    sharding = given if given is not None else jax.typeof(leaf).sharding if kinds else getattr(leaf, "sharding", None)
+    shown: Any = getattr(leaf, "sharding", None)
+    if isinstance(leaf, Tracer):
+        shown = jax.typeof(leaf).sharding
+        if AxisType.Manual in shown.mesh.axis_types:
+            raise ValueError(f"{path} is one device's own, inside of shard_map or pmap: zero1 is for jit")
+        shown = shown if AxisType.Explicit in shown.mesh.axis_types else None
+        if shown is None and given is None:
+            return NamedSharding(mesh, PartitionSpec())
+    elif isinstance(leaf, jax.Array) and isinstance(mesh, AbstractMesh):
+        raise ValueError(f"{path} is an array, but the mesh of zero1 is abstract, {dict(mesh.shape)}: it is for a plan")
+    if given is None:
+        own = _on_mesh(mesh, path, shown)
+        if AxisType.Auto in mesh.axis_types and not own.is_fully_replicated:
+            raise ValueError(
+                f"{path} is sharded as {own.spec} over Auto axes, which jit does not show: "
+                "zero1 needs param_shardings=jax.tree.map(lambda p: p.sharding, params)"
+            )
+        return NamedSharding(mesh, own.spec)
+    told = NamedSharding(mesh, _on_mesh(mesh, f"param_shardings for {path}", given).spec)
+    if shown is not None:
+        own = _on_mesh(mesh, path, shown)
+        if not NamedSharding(mesh, own.spec).is_equivalent_to(told, len(shape_of(leaf))):
+            raise ValueError(f"{path} is sharded as {own.spec}, but param_shardings says {told.spec}")
+    return told
+
+
+def _on_mesh(mesh: Any, path: str, sharding: Any) -> NamedSharding:
+    """The sharding; refused where it is elsewhere."""
+    where = f"the mesh {dict(sharding.mesh.shape)}" if isinstance(sharding, NamedSharding) else "no mesh"
     if not isinstance(sharding, NamedSharding) or sharding.mesh.shape != mesh.shape:
-        where = f"the mesh {dict(sharding.mesh.shape)}" if isinstance(sharding, NamedSharding) else "no mesh"
         raise ValueError(
             f"{path} is on {where}, and not on that of zero1, {dict(mesh.shape)}: put it there before init, "
             "as jax.device_put(params, NamedSharding(mesh, PartitionSpec())) does"
         )
-    if given is None and AxisType.Auto in mesh.axis_types and not sharding.is_fully_replicated:
-        raise ValueError(
-            f"{path} is sharded as {sharding.spec} over Auto axes, which jit does not show: "
-            "zero1 needs param_shardings=jax.tree.map(lambda p: p.sharding, params)"
-        )
-    return NamedSharding(mesh, sharding.spec)
+    if isinstance(mesh, Mesh) and isinstance(sharding.mesh, Mesh):
+        theirs, ours = ([device.id for device in devices.flat] for devices in (sharding.mesh.devices, mesh.devices))
+        if theirs != ours:
+            raise ValueError(f"{path} is on the devices {theirs}, and the mesh of zero1 has {ours}, in this order")
+    return sharding
 
 
 def _lay(arrays: Sequence[Any], shardings: Sequence[Any]) -> list[Any]:
