@@ -33,7 +33,7 @@ def size(types: str) -> int:
 def moved(hlo: str) -> tuple[int, list[tuple[int, str, str]]]:
     """(bytes read and written, rows of (bytes, operation, name), largest first)."""
     entry = hlo[hlo.index("\nENTRY") :]
-    entry = entry[: entry.index("\n}")]
+    entry = re.sub(r"/\*index=\d+\*/", "", entry[: entry.index("\n}")])  # in types of tuples
     types: dict[str, str] = {}
     rows = []
     for line in entry.splitlines():
