@@ -8,14 +8,15 @@ NaN through, however many come.
     skip_nonfinite    every gradient, every update and every new number of the state is finite
     skip_spikes       and the gradients' norm is not far above those of the last steps
 
-How far is Walsh et al. 2025, "2 OLMo 2 Furious", arXiv:2501.00656, and its program's (OLMo-core, SkipStepOptimizer):
-a norm is a spike if it is above
+How far is that of OLMo-core, the program that OLMo 2 was trained with (SkipStepOptimizer; Walsh et al. 2025,
+arXiv:2501.00656, describe the models): a norm is a spike if it is above
 
     mean + 6 std        of the last 128 norms, from half of them on
 
 Deviations from that program:
 
-1. It looks at the loss, too, which an optimizer is not told; and it also skips norms that are too small.
+1. It looks at the loss, too, which an optimizer is not told; it also skips norms that are too small; and it waits for
+   20 norms at least.
 2. Of a spike's norm it records all; here only as much as is allowed, so that one spike does not hide the next. A norm
    that stays high is learnt in some tens of steps.
 3. A std below a hundredth of the mean counts as a hundredth: steady norms differ by rounding.
