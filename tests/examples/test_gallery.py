@@ -12,6 +12,7 @@ from PIL import Image
 
 FOLDER = Path(__file__).parents[2] / "examples"
 SLOW = {"family", "bias_correction", "race", "anatomy", "formats", "gradient_protection"}
+SLOW |= {"optax_pipeline", "equinox_loop", "flax_linen", "plain_jax", "dashboard"}
 
 
 def number(output: str, before: str) -> float:
@@ -54,6 +55,15 @@ def regularization(output: str) -> None:
     assert number(output, "L2 in the loss: largest difference from ridge:") < 1e-5
     assert number(output, "L1 in the loss: largest difference from Lasso:") < 1e-3
     assert number(output, r"decoupled decay: largest difference from ridge with s sqrt\(v\):") < 0.03
+
+
+def dashboard(output: str) -> None:
+    assert number(output, "left out before step 200:") == 0
+    assert number(output, "with it:") == 1
+    assert number(output, "with step 400:") == 2
+    assert number(output, "first step") > 2
+    assert number(output, "last fifty") < 0.05
+    assert number(output, "gradient norm at step 400:") > 100
 
 
 def pmap_eight(output: str) -> None:
@@ -112,6 +122,7 @@ def formats(output: str) -> None:
 CLAIMS: dict[str, Callable[[str], None]] = {
     "anatomy": anatomy,
     "bias_correction": bias_correction,
+    "dashboard": dashboard,
     "equinox_loop": classifier,
     "family": family,
     "flax_linen": classifier,

@@ -139,9 +139,9 @@ def ademamix(
     Example:
         >>> loss = lambda p: jnp.sum((p - 3.0) ** 2)
         >>> tx, params = ademamix(optax.linear_schedule(0.1, 0.0, 300), b3=0.99), jnp.zeros(2)
-        >>> state = tx.init(params)
+        >>> state, update = tx.init(params), jax.jit(tx.update)
         >>> for _ in range(300):
-        ...     updates, state = tx.update(jax.grad(loss)(params), state, params)
+        ...     updates, state = update(jax.grad(loss)(params), state, params)
         ...     params = optax.apply_updates(params, updates)
         >>> print(params.round(2))
         [3. 3.]
