@@ -1,10 +1,10 @@
 """What guards, accumulation and telemetry cost beside the plain optimizer: `make bench-guards`.
 
 One step is ``update`` and ``apply_updates`` under one jit, parameters and state donated; all take turns in one run, and
-the ratio is the median over rounds to plain AdamW of the same round. A training step with a small matrix of activations
-for each weight takes many times that; the last column is the ratio in such a step: an MLP on a batch of 512. ``beside``
-is what XLA needs beside parameters, gradients and state, in bytes per parameter. With ``--tpu`` (`make tpu-check`) the
-step is compiled for a TPU v5e, and bytes moved are counted.
+the ratio is the median over rounds to plain AdamW of the same round. The optimizer is a small part of training, so the
+second column has whole training steps, of an MLP with a batch of 512. ``beside`` is what XLA needs beside parameters,
+gradients and state, in bytes per parameter. With ``--tpu`` (`make tpu-check`) the step is compiled for a TPU v5e, and
+bytes moved are counted.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from adam_step import Contender, in_turns, machine
+from adam_step import Contender, in_turns, machine, step_of
 from hlo_bytes import moved
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -42,16 +42,11 @@ def optimizer(name: str, choice: str) -> Any:
     return CONTENDERS[name](adamite.adamw(1e-3, **CHOICES[choice]))
 
 
-def beside(tx: optax.GradientTransformation, params: Any) -> Any:
-    """The compiled step."""
-
-    def step(params: Any, state: Any, grads: Any) -> Any:
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    state = jax.eval_shape(tx.init, params)
-    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=params[0].sharding), state)
-    return jax.jit(step, donate_argnums=(0, 1)).lower(params, placed, params).compile()
+def compiled(tx: optax.GradientTransformation, params: list[Any]) -> Any:
+    """The step's program, for the device that the parameters are on."""
+    here, state = params[0].sharding, jax.eval_shape(tx.init, params)
+    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), state)
+    return step_of(tx).lower(params, state, params).compile()
 
 
 class Training:
@@ -94,7 +89,7 @@ def on_cpu(choice: str, rounds: int) -> dict[str, dict[str, float]]:
     trainings = ratios({name: Training(optimizer(name, choice)) for name in CONTENDERS}, rounds)
     rows = {}
     for name in CONTENDERS:
-        memory = beside(optimizer(name, choice), grads).memory_analysis()
+        memory = compiled(optimizer(name, choice), grads).memory_analysis()
         rows[name] = {
             "optimizer step, ratio": steps[name],
             "training step, ratio": trainings[name],
@@ -109,7 +104,7 @@ def on_tpu(choice: str) -> dict[str, dict[str, float]]:
     here = NamedSharding(Mesh(np.array(chips[:1]), ("chip",)), PartitionSpec())
     params, rows = [jax.ShapeDtypeStruct(LEAF, jnp.float32, sharding=here)], {}
     for name in CONTENDERS:
-        program = beside(optimizer(name, choice), params)
+        program = compiled(optimizer(name, choice), params)
         rows[name] = {
             "moved, bytes per parameter": moved(program.as_text())[0] / math.prod(LEAF),
             "beside, bytes per parameter": program.memory_analysis().temp_size_in_bytes / math.prod(LEAF),

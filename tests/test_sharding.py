@@ -350,7 +350,8 @@ class TestAbsentParameters:
         assert moment.addressable_shards[0].data.size == moment.size // (4 if wrapper != "offload" else 1)
 
     def test_equinox(self):
-        eqx = pytest.importorskip("equinox")  # an extra; the lock has it
+        import equinox as eqx
+
         mesh = mesh_of("auto")
         model = eqx.filter(eqx.nn.MLP(8, 8, 64, 2, key=jax.random.key(0)), eqx.is_array)
         model = jax.device_put(model, NamedSharding(mesh, P()))
@@ -394,6 +395,25 @@ class TestFlaxNNX:
         assert spread.kernel[...].sharding.is_equivalent_to(NamedSharding(mesh, specs["kernel"]), 2)
         moment = nnx.state(optimizer)["opt_state"][0]["mu"]["kernel"]
         assert jax.tree.leaves(moment)[0].sharding.spec[0] == "data"
+
+    @pytest.mark.parametrize("spread", [False, True])
+    def test_sharding_metadata_is_carried(self, spread):
+        """Flax lays a new optimizer's state by its variables' metadata; a step spreads it over the axis of ZeRO-1."""
+        from flax import nnx
+
+        mesh = mesh_of("explicit")
+        with jax.set_mesh(mesh):
+            init = nnx.with_partitioning(nnx.initializers.lecun_normal(), (None, "model"))
+            model = nnx.Linear(64, 128, use_bias=False, kernel_init=init, rngs=nnx.Rngs(0))
+            tx = zero1(adamite.adamw(1e-2), mesh) if spread else adamite.adamw(1e-2)
+            optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+            step = nnx.jit(lambda model, optimizer: optimizer.update(model, nnx.state(model, nnx.Param)))
+            for specs in ((P(None, "model"),), (P("data", "model"),) if spread else (P(None, "model"),)):
+                moment = nnx.state(optimizer)["opt_state"][0]["mu"]["kernel"]
+                assert jax.tree.leaves(moment)[0].sharding.spec in specs
+                assert moment.get_metadata()["out_sharding"] == (None, "model")
+                step(model, optimizer)
+            assert model.kernel[...].sharding.spec == P(None, "model")
 
 
 @pytest.mark.parametrize(

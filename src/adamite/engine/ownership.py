@@ -52,5 +52,5 @@ def _is_absent(node: Any) -> bool:
 
 
 def _is_count(node: Any) -> bool:
-    """Whether it is a whole number, which stands beside the moments even where the parameters are one array."""
-    return getattr(node, "shape", None) == () and jnp.issubdtype(node.dtype, jnp.integer)
+    """Whether it is a whole number or a flag, which belongs to none even where the parameters are one array."""
+    return getattr(node, "shape", None) == () and not jnp.issubdtype(node.dtype, jnp.inexact)
