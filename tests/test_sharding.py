@@ -185,7 +185,9 @@ def test_twenty_steps_of_training_leave_replicas_equal_and_the_state_spread():
     tx = zero1(adamite.adamw(1e-1), mesh)
     batch = jax.device_put((x, y), NamedSharding(mesh, P("data")))
     together = run(tx, batch, jax.device_put(start, everywhere))
-    chex.assert_trees_all_close(together, alone, rtol=1e-4, atol=1e-6)
+    # Devices add their gradients up in another order, and Adam magnifies what is left of a gradient near 0.
+    chex.assert_trees_all_close(together[0], alone[0], rtol=0, atol=1e-3)  # a hundredth of a step
+    chex.assert_trees_all_close(together[2], alone[2], rtol=1e-3)
     assert together[2][-1] < 0.5 * together[2][0]
     for leaf in jax.tree.leaves(together[0]):
         assert leaf.sharding.is_equivalent_to(everywhere, leaf.ndim)
@@ -391,7 +393,7 @@ class TestFlaxNNX:
         before, plain, _ = self.train(lambda tx, _: tx, place)
         after, spread, optimizer = self.train(lambda tx, own: zero1(tx, mesh, param_shardings=own), place)
         assert after - 8 == (before - 8) // 4  # two counts stay
-        chex.assert_trees_all_close(nnx.state(plain), nnx.state(spread), rtol=1e-6)
+        chex.assert_trees_all_close(nnx.state(plain), nnx.state(spread), rtol=0, atol=1e-4)  # a hundredth of a step
         assert spread.kernel[...].sharding.is_equivalent_to(NamedSharding(mesh, specs["kernel"]), 2)
         moment = nnx.state(optimizer)["opt_state"][0]["mu"]["kernel"]
         assert jax.tree.leaves(moment)[0].sharding.spec[0] == "data"
