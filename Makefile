@@ -75,7 +75,7 @@ multihost: .venv/ready  ## train on two processes of four simulated devices each
 
 parity: .venv/ready  ## install torch beside, compare with it in float64; `make bench` then times it, too
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/python -m pytest tests/parity_torch.py
+	$(BIN)/python -m pytest tests/parity_torch.py tests/interop/parity_interop.py
 
 docs: .venv/ready  ## the manual as HTML, in docs/_build
 	$(BIN)/sphinx-build -W -q -b html docs docs/_build

@@ -17,6 +17,10 @@ from jax.core import Tracer
 from adamite.numerics import as_array, wide_dtype
 
 
+class RefusedError(ValueError):
+    """What was read is damaged, or not what was asked for. Nothing of it was used."""
+
+
 def decay_rate(name: str, value: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
     """A number in [0, 1)."""
     return _number(name, value, "lie in [0, 1)", lambda x: 0 <= x < 1)

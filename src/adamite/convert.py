@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType
-from jax.tree_util import KeyPath, keystr, tree_flatten_with_path, tree_leaves_with_path, tree_map_with_path
+from jax.tree_util import KeyPath, keystr, tree_leaves_with_path, tree_map_with_path
 
 from adamite.engine.per_leaf import Counted
 from adamite.engine.placement import beside, settle
@@ -65,13 +65,28 @@ def convert_moments(state: Any, moments: Any) -> Any:
         >>> print(updates[0, :3].round(3), convert_moments(state, "float32")[0].mu[0, :3])
         [-0.1 -0.1 -0.1] [0.095 0.095 0.095]
     """
-    nodes, structure = jax.tree.flatten(state, is_leaf=_has_moments)
-    if not any(map(_has_moments, nodes)):
+    nodes, structure = jax.tree.flatten(state, is_leaf=is_rule_state)
+    if not any(map(is_rule_state, nodes)):
         raise ValueError(
             f"state must hold moments, the fields {', '.join(UNSIGNED)} of an optimizer's NamedTuples, "
             f"got {structure!s:.200}"
         )
-    return structure.unflatten(_converted(node, moments) if _has_moments(node) else node for node in nodes)
+    return structure.unflatten(_converted(node, moments) if is_rule_state(node) else node for node in nodes)
+
+
+def stored_as(state: Any, like: Any) -> Any:
+    """`state` with its moments kept as those of `like`, which may be abstract.
+
+    Raises:
+        ValueError: `like` is a state of another optimizer, or of other parameters.
+    """
+    nodes, structure = jax.tree.flatten(state, is_leaf=is_rule_state)
+    likes, wanted = jax.tree.flatten(like, is_leaf=is_rule_state)
+    if structure != wanted:
+        raise ValueError(f"state must have the structure {wanted!s:.200}, got {structure!s:.200}")
+    return wanted.unflatten(
+        _node_as(node, one) if is_rule_state(one) else node for node, one in zip(nodes, likes, strict=True)
+    )
 
 
 def decoded(state: Any) -> Any:
@@ -86,7 +101,7 @@ def decoded(state: Any) -> Any:
     return tree_map_with_path(one, state, is_leaf=lambda node: isinstance(node, Quantized))
 
 
-def _has_moments(node: Any) -> bool:
+def is_rule_state(node: Any) -> bool:
     """Whether it is a rule's state: a NamedTuple of moments and of counts."""
     own = node.inner if isinstance(node, Counted) else node
     fields: dict[str, Any] = getattr(own, "_asdict", dict)()
@@ -111,19 +126,46 @@ def _converted(node: Any, moments: Any) -> Any:
     return settle(Counted(count, new), new)
 
 
+def _node_as(node: Any, like: Any) -> Any:
+    """A rule's state, its moments kept as those of another."""
+    own, its = (x.inner if isinstance(x, Counted) else x for x in (node, like))
+    if type(own) is not type(its):
+        raise ValueError(f"state must be a {type(its).__name__}, got {type(own).__name__}")
+    new = own
+    for name in (name for name in own._fields if name in UNSIGNED):
+        moment, target = getattr(own, name), getattr(its, name)
+        if jax.tree.structure(_values(moment)) != jax.tree.structure(_values(target)):
+            raise ValueError(f"{name} must have the structure of the parameters")
+        wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _column(target))
+        new = new._replace(**{name: _recoded(moment, wanted, UNSIGNED[name], isinstance(target, Quantized))})
+    if not isinstance(like, Counted):
+        return new
+    count = node.count if isinstance(node, Counted) else jnp.zeros((), jnp.int32)
+    return settle(Counted(count, new), new)
+
+
 def _moment(moment: Any, unsigned: bool, storage: Storage) -> Any:
     """A moment of all leaves; the same object if it is kept so already."""
-    leaves, structure = tree_flatten_with_path(_values(moment))
-    column = [x for _, x in leaves]
-    if isinstance(moment, Quantized):
-        column = list(map(Quantized, column, jax.tree.leaves(moment.scales)))
-    wanted = _wanted(column, [path for path, _ in leaves], unsigned, storage)
-    if isinstance(moment, Quantized) == (storage.form is Quantized) and _types(column) == _types(wanted):
+    column, paths = _column(moment), [path for path, _ in tree_leaves_with_path(_values(moment))]
+    return _recoded(moment, _wanted(column, paths, unsigned, storage), unsigned, storage.form is Quantized)
+
+
+def _recoded(moment: Any, wanted: list[Any], unsigned: bool, quantized: bool) -> Any:
+    """A moment of all leaves in the shapes and dtypes wanted of each; the same object if it has them."""
+    column, structure = _column(moment), jax.tree.structure(_values(moment))
+    if isinstance(moment, Quantized) == quantized and _types(column) == _types(wanted):
         return moment
     column = [beside(_values(x), _convert(x, like, unsigned)) for x, like in zip(column, wanted, strict=True)]
-    if storage.form is None:
+    if not quantized:
         return structure.unflatten(column)
     return Quantized(*(structure.unflatten([x[i] for x in column]) for i in range(2)))
+
+
+def _column(moment: Any) -> list[Any]:
+    """What is stored of each leaf."""
+    if isinstance(moment, Quantized):
+        return list(map(Quantized, jax.tree.leaves(moment.codes), jax.tree.leaves(moment.scales)))
+    return jax.tree.leaves(moment)
 
 
 def _values(moment: Any) -> Any:

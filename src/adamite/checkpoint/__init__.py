@@ -1,0 +1,9 @@
+"""Checkpoints that are whole, and whose they say they are: written with Orbax, checked on the way back.
+
+Needs the extra ``checkpoint``, which is orbax-checkpoint: `import adamite` alone does not.
+"""
+
+from adamite.checkpoint.saving import Checkpoint, manager, restore, save
+from adamite.checks import RefusedError
+
+__all__ = ["Checkpoint", "RefusedError", "manager", "restore", "save"]

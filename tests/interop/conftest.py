@@ -1,0 +1,3 @@
+"""What needs torch is run by name only."""
+
+collect_ignore = ["parity_interop.py"]

@@ -1,0 +1,100 @@
+"""Runs that change sides, with torch 2.13 itself: from here to torch and back, in its own tensors and files.
+
+Not collected by name, as torch is not among the requirements; tests/parity_torch.py says how to run such a file.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch  # pyright: ignore[reportMissingImports]  # `make parity` installs it
+
+from adamite import interop
+from interop.runs import MAPPING, RUNS, SHAPES, assert_same, gradients, ours, start, state_dict, train
+from interop.test_torch import BOUND, BY_HAND, far
+
+NAMES = list(SHAPES)
+PATHS = [(name, *name.replace("weight", "kernel").split(".")) for name in NAMES]
+
+
+def theirs(tree):
+    """Weights of ours as torch's parameters, by its names."""
+    there = {name: tree[layer][own] for name, layer, own in PATHS}
+    return {name: torch.nn.Parameter(torch.from_numpy(np.array(x.T, order="C"))) for name, x in there.items()}
+
+
+def back(weights):
+    return ours({name: p.detach().numpy().copy() for name, p in weights.items()})
+
+
+def groups(run, weights):
+    decaying = [name for name in NAMES if run != "adamw_groups" or "weight" in name]
+    parts = [part for part in (decaying, [name for name in NAMES if name not in decaying]) if part]
+    return [{"params": [(name, weights[name]) for name in part]} for part in parts]
+
+
+def optimizer(run, weights):
+    kind = torch.optim.AdamW if run.startswith("adamw") else torch.optim.Adam
+    return kind(groups(run, weights), amsgrad=run.endswith("amsgrad"))
+
+
+def steps(torchs, weights, first, last):
+    drawn = gradients()
+    for step in range(first, last):
+        for name, layer, own in PATHS:
+            weights[name].grad = torch.from_numpy(np.array(drawn[layer][own][step].T, order="C"))
+        torchs.step()
+
+
+def tensors(found):
+    """The recipe of to_torch's docstring."""
+    for kept in found["state"].values():
+        kept.update({name: torch.from_numpy(x) for name, x in kept.items()})
+    return found
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_torch_goes_on_where_adamite_stopped(run):
+    tx = BY_HAND[run]
+    params, state = train(tx, start(), tx.init(start()), 0, 50)
+    weights = theirs(params)
+    torchs = optimizer(run, weights)
+    torchs.load_state_dict(tensors(interop.to_torch(state, tx, params, MAPPING)))
+    straight, _ = train(tx, params, state, 50, 150)
+    steps(torchs, weights, 50, 150)
+    print(far(back(weights), straight))
+    assert far(back(weights), straight) <= BOUND
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_torchs_own_tensors_are_taken_and_given_back(run):
+    weights = theirs(start())
+    torchs = optimizer(run, weights)
+    torchs.load_state_dict(tensors(state_dict(run)))
+    found, params = torchs.state_dict(), back(weights)
+    state = interop.from_torch(found, BY_HAND[run], params, MAPPING)
+    assert_same(interop.to_torch(state, BY_HAND[run], params, MAPPING, like=found), found)
+    before = jax.tree.map(np.array, state)
+    steps(torchs, weights, 50, 51)  # torch writes its memory anew
+    assert all(map(np.array_equal, jax.tree.leaves(before), jax.tree.leaves(state)))
+
+
+def test_bfloat16_tensors_and_rates_in_tensors():
+    p = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    torchs = torch.optim.Adam([("w", p)], torch.tensor(0.1))
+    p.grad = torch.full((3,), 0.3, dtype=torch.bfloat16)
+    torchs.step()
+    tx = interop.torch_optimizer(torchs.state_dict())
+    state = interop.from_torch(torchs.state_dict(), tx, {"w": jnp.ones(3, jnp.bfloat16)})
+    kept = torchs.state_dict()["state"][0]["exp_avg"].float().numpy()
+    np.testing.assert_array_equal(state[0].mu["w"], kept)
+
+
+def test_a_file_carries_it(tmp_path):
+    weights = theirs(start())
+    torchs = optimizer("adamw", weights)
+    steps(torchs, weights, 0, 3)
+    interop.write_torch(tmp_path / "adam", torchs.state_dict())
+    found = interop.read_torch(tmp_path / "adam")
+    assert_same(found, torchs.state_dict())
+    optimizer("adamw", weights).load_state_dict(tensors(found))
