@@ -87,7 +87,7 @@ def check(optimizer, alone, mesh, spec, *, jit_init=False):
         assert x.sharding.is_equivalent_to(shardings[name], x.ndim), path
 
 
-@pytest.mark.parametrize("devices", MESHES)
+@pytest.mark.parametrize("devices", [pytest.param(n, marks=[pytest.mark.slow] if n < 8 else []) for n in MESHES])
 @pytest.mark.parametrize("spec", SPECS)
 def test_any_number_of_devices_gives_the_bits_of_one(devices, spec, alone):
     mesh = jax.make_mesh(MESHES[devices], ("data", "model"), axis_types=(AxisType.Auto,) * 2)

@@ -105,7 +105,9 @@ def test_a_residual_rounded_to_the_nearest_is_further_off(noise, times):
     assert ours < nearest / times
 
 
-@pytest.mark.parametrize("moments", [*MOMENTS][1:])
+@pytest.mark.parametrize(
+    "moments", [pytest.param(m, marks=[] if m == "int8" else [pytest.mark.slow]) for m in [*MOMENTS][1:]]
+)
 def test_no_storage_doubles_the_largest_update_in_heavy_tailed_blocks(moments):
     """Scales in a block are spread log-normally, with half a decade as the standard deviation."""
     rng = np.random.default_rng(2)

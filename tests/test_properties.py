@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -13,6 +13,8 @@ from bits import assert_same_bits
 
 DTYPES = [jnp.float32, jnp.bfloat16, jnp.float16, jnp.complex64]
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3)
+
+of_trees = settings(max_examples=15)  # each has shapes of its own, for which everything is compiled
 
 
 class Node:
@@ -56,6 +58,7 @@ def gradients_like(params):
     return jax.tree.map(lambda p: (p * 0.5 + 0.25).astype(p.dtype), params)
 
 
+@of_trees
 @given(trees(leaves()), st.booleans())
 def test_structure_shapes_and_dtypes_hold(params, nesterov):
     tx = adamite.adamw(1e-2, nesterov=nesterov)
@@ -69,6 +72,7 @@ def test_structure_shapes_and_dtypes_hold(params, nesterov):
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(after[0].nu))
 
 
+@of_trees
 @given(trees(leaves(dtypes=[jnp.float32])))
 def test_float32_trees_are_optax(params):
     def run(tx):
@@ -79,6 +83,7 @@ def test_float32_trees_are_optax(params):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-30)  # eager: optax jits 1 - b^t, which rounds differently
 
 
+@of_trees
 @given(trees(leaves()))
 def test_zero_gradients_move_nothing(params):
     tx = adamite.adam(1e-2)
@@ -86,6 +91,7 @@ def test_zero_gradients_move_nothing(params):
     assert all((x == 0).all() for x in jax.tree.leaves(updates))
 
 
+@of_trees
 @given(trees(leaves(dtypes=[jnp.float32])), st.floats(1e-3, 1e3))
 def test_the_direction_does_not_depend_on_the_gradients_size(params, scale):
     tx = adamite.scale_by_adam(eps=0.0, eps_root=1e-38)
@@ -96,6 +102,7 @@ def test_the_direction_does_not_depend_on_the_gradients_size(params, scale):
         np.testing.assert_allclose(x, y, rtol=1e-5)
 
 
+@of_trees
 @given(trees(leaves()))
 def test_a_step_is_pure(params):
     """The inputs are left as they were, and the same inputs give the same bits."""

@@ -59,18 +59,25 @@ def parser() -> argparse.ArgumentParser:
         help=f"optimizers for the digits, of {', '.join(digits.OPTIMIZERS)} (all)",
     )
     parser.add_argument("--seed", type=whole_number(0, SEEDS), default=0, metavar="N", help="of all randomness (0)")
+    parser.add_argument(
+        "--broken",
+        type=whole_number(0, 10**6 + 1),
+        default=0,
+        metavar="N",
+        help="put a NaN minibatch before every N-th of the language model's: nothing changes (0: none)",
+    )
     parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="folder of the results (out)")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the folder of the results")
     return parser
 
 
-def train(run: Run, report: Report) -> None:
+def train(run: Run, report: Report, broken: int) -> None:
     """Do what the run's options say and is not yet in its record."""
     options = run.record["options"]
     if options["task"] != "language":
         digits.compare(options["optimizer"], options["epochs"], options["seed"], run, report)
     if options["task"] != "digits":
-        language.train(options["steps"], options["seed"], run, report)
+        language.train(options["steps"], options["seed"], run, report, broken)
 
 
 def write(run: Run, out: Path, report: Report) -> None:
@@ -110,7 +117,7 @@ def main() -> int:
     try:
         with Run(given.out / "checkpoint", options, resume=given.resume) as run:
             report.say(plan(options, given.out))
-            train(run, report)
+            train(run, report, given.broken)
             write(run, given.out, report)
     except InterruptError:
         again = shlex.join([*sys.orig_argv, *([] if given.resume else ["--resume"])])

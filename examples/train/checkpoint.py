@@ -2,7 +2,8 @@
 
 A run is two things: its record, numbers and words that end up in train.json, and the arrays that training is at, which
 are parameters and optimizer state as they come, Optax' own state classes included. Both are saved together or not at
-all. Ctrl-C only raises a flag; training looks at it in `pause`, between two steps, so that no step is ever half done.
+all, so that a process may be killed at any moment. Ctrl-C only raises a flag; training looks at it in `pause`, between
+two steps, so that no step is ever half done.
 """
 
 import shutil
@@ -11,8 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import jax
 import orbax.checkpoint as ocp
+
+from adamite import checkpoint
 
 
 class InterruptError(Exception):
@@ -42,9 +44,8 @@ class Run:
             raise ResumeError(f"--resume: there is no checkpoint in {folder}")
         self.record: dict[str, Any] = {"options": options}
         self._interrupted = False
-        self._manager = ocp.CheckpointManager(
-            folder.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
-        )
+        options_of_saving = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+        self._manager = checkpoint.manager(folder, options_of_saving)
         if resume:
             self.record = self._load(folder)
             for name, began_with in self.record["options"].items():
@@ -67,33 +68,29 @@ class Run:
         signal.signal(signal.SIGINT, self._before)
         self._manager.close()
 
-    def pause(self, arrays: Any = None, *, save: bool = False) -> None:
+    def pause(self, arrays: Any = (), optimizer: Any = None, *, save: bool = False) -> None:
         """Call between two steps, with what `arrays` should give back: saves if asked to, or if Ctrl-C was pressed.
 
         Raises:
             InterruptError: Ctrl-C was pressed.
         """
         if save or self._interrupted:
-            items: dict[str, Any] = {"record": ocp.args.JsonSave(self.record)}
-            if arrays is not None:
-                items["arrays"] = ocp.args.StandardSave(arrays)
-            self._manager.save((self._manager.latest_step() or 0) + 1, args=ocp.args.Composite(**items))
+            number = (self._manager.latest_step() or 0) + 1
+            checkpoint.save(self._manager, number, arrays, optimizer, record=self.record)
         if self._interrupted:
             raise InterruptError
 
-    def arrays(self, like: Any) -> Any:
+    def arrays(self, like: Any, optimizer: Any) -> Any:
         """The arrays of the last save, as a tree like this one: its classes, shapes, dtypes and placement."""
-        abstract = jax.tree.map(ocp.tree.to_shape_dtype_struct, like)
-        restored = self._manager.restore(
-            self._manager.latest_step(), args=ocp.args.Composite(arrays=ocp.args.StandardRestore(abstract))
-        )
-        return restored["arrays"]
+        return checkpoint.restore(self._manager, like, optimizer).tree
 
     def _load(self, folder: Path) -> dict[str, Any]:
-        last = self._manager.latest_step()
-        if last is None:
+        if self._manager.latest_step() is None:
             raise ResumeError(f"--resume: there is no checkpoint in {folder}")
-        return self._manager.restore(last, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+        try:
+            return checkpoint.read_manifest(self._manager).record
+        except checkpoint.RefusedError as error:
+            raise ResumeError(f"--resume: {error}") from None
 
 
 def _words(value: Any) -> str:

@@ -4,12 +4,15 @@ The text is the Python reference that the standard library carries (`pydoc_data.
 Paragraphs that it repeats are dropped, so that the last tenth, held out, holds none that was trained on; so are tables
 and underlined headings, which a run of ten equal characters gives away. The optimizer is Adam with decoupled weight
 decay on matrices only, behind clipping by the global norm, at a learning rate that rises and then falls along a cosine.
-One jitted function is a whole step; it reuses the memory of what it replaces.
+A guard leaves out steps that are not finite. One jitted function is a whole step; it reuses the memory of what it
+replaces.
 
-The minibatch is a function of (seed, step): whoever goes on from a checkpoint gets the same bits.
+The minibatch is a function of (seed, step): whoever goes on from a checkpoint gets the same bits. With `broken`, one that
+is NaN comes before every so many good ones, to show that it leaves no trace: the results are the same.
 """
 
 import functools
+import math
 import re
 import statistics
 import textwrap
@@ -64,7 +67,8 @@ def load() -> tuple[Corpus, str]:
 def make_optimizer(steps: int) -> optax.GradientTransformation:
     """Clipping, then AdamW: warm-up over a tenth of the steps, then a cosine down to a thirtieth of the peak."""
     schedule = optax.warmup_cosine_decay_schedule(0.0, 3e-3, steps // 10, steps, end_value=1e-4)
-    return optax.chain(optax.clip_by_global_norm(1.0), adamite.adamw(schedule, b2=0.99, weight_decay=0.1, mask=kernels))
+    adamw = adamite.adamw(schedule, b2=0.99, weight_decay=0.1, mask=kernels)
+    return adamite.skip_nonfinite(adamite.chain(optax.clip_by_global_norm(1.0), adamw))
 
 
 def loss_of(structure: Any, params: Any, windows: jax.Array) -> jax.Array:
@@ -85,11 +89,13 @@ def train_step(
     text: jax.Array,
     seed: int,
     step: int,
+    scale: float = 1.0,
 ) -> tuple[Any, Any, jax.Array]:
-    """Draw a minibatch, and learn from it: new parameters, new optimizer state, loss."""
+    """Draw a minibatch, and learn from it, its loss times `scale`: new parameters, new optimizer state, loss."""
     key = jax.random.fold_in(jax.random.key(seed), step)
     starts = jax.random.randint(key, (BATCH, 1), 0, len(text) - CONTEXT)
-    loss, gradients = jax.value_and_grad(loss_of, argnums=1)(structure, params, text[starts + jnp.arange(CONTEXT + 1)])
+    windows = text[starts + jnp.arange(CONTEXT + 1)]
+    loss, gradients = jax.value_and_grad(lambda params: scale * loss_of(structure, params, windows))(params)
     updates, state = optimizer.update(gradients, state, params)
     return optax.apply_updates(params, updates), state, loss
 
@@ -106,7 +112,7 @@ def write(structure: Any, params: Any, prompt: jax.Array, seed: int) -> jax.Arra
     return jax.lax.scan(step, prompt, jax.random.split(jax.random.key(seed), SAMPLE))[1]
 
 
-def train(steps: int, seed: int, run: Run, report: Report) -> None:
+def train(steps: int, seed: int, run: Run, report: Report, broken: int = 0) -> None:
     """Train from where the run is; the record gets the losses and what the network writes before and after."""
     corpus, story = load()
     report.say(f"\nLanguage: {story}.")
@@ -137,10 +143,12 @@ def train(steps: int, seed: int, run: Run, report: Report) -> None:
 
     first, every = len(log["loss"]), max(1, steps // 20)
     if first:
-        params, state = run.arrays((params, state))
+        params, state = run.arrays((params, state), optimizer)
     with report.progress("language", steps, first) as advance:
         for step in range(first, steps):
             began = time.perf_counter()
+            if broken and step % broken == 0:
+                params, state, _ = train_step(structure, optimizer, params, state, corpus.train, seed, step, math.nan)
             params, state, loss = train_step(structure, optimizer, params, state, corpus.train, seed, step)
             log["loss"].append(float(loss))
             log["seconds"].append(time.perf_counter() - began)
@@ -149,7 +157,7 @@ def train(steps: int, seed: int, run: Run, report: Report) -> None:
             if due:
                 log["validation"].append([step + 1, float(evaluate(structure, params, held_out))])
                 report.row(HEADER, cells(log, -1))
-            run.pause((params, state), save=due)
+            run.pause((params, state), optimizer, save=due)
     log |= {"after": sample(), "params_sha256": fingerprint(params)}
 
 

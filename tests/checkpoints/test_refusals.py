@@ -129,7 +129,13 @@ def test_fewer_devices_are_refused_unless_meant(tmp_path):
 STORAGES = ["float32", "bfloat16", "int8", ("int8", "float8")]
 
 
-@pytest.mark.parametrize("make", [adamite.adamw, adamite.amsgrad, adamite.rmsprop, adamite.lion])
+@pytest.mark.parametrize(
+    "make",
+    [
+        adamite.rmsprop,
+        *(pytest.param(make, marks=pytest.mark.slow) for make in (adamite.adamw, adamite.amsgrad, adamite.lion)),
+    ],
+)
 def test_moments_are_converted_where_that_is_meant(tmp_path, make):
     storages = [s for s in STORAGES if s != ("int8", "float8") or make is not adamite.lion]
     for number, saved in enumerate(storages):

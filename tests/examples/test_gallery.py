@@ -12,7 +12,7 @@ from PIL import Image
 
 FOLDER = Path(__file__).parents[2] / "examples"
 SLOW = {"family", "bias_correction", "race", "anatomy", "formats", "gradient_protection"}
-SLOW |= {"optax_pipeline", "equinox_loop", "flax_linen", "plain_jax", "dashboard"}
+SLOW |= {"optax_pipeline", "equinox_loop", "flax_linen", "plain_jax", "dashboard", "regularization", "pmap_eight"}
 
 
 def number(output: str, before: str) -> float:

@@ -24,8 +24,8 @@ def run(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def interrupt(out: Path, when: str, *options: str) -> tuple[int, str]:
-    """Press Ctrl-C once a line of output matches the pattern; the exit code, and all that was written."""
+def interrupt(out: Path, when: str, *options: str, by: signal.Signals = signal.SIGINT) -> tuple[int, str]:
+    """Press Ctrl-C, or kill it, once a line of output matches the pattern; the exit code, and all that was written."""
     lines = []
     with subprocess.Popen(
         [*COMMAND, *options, "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -35,7 +35,7 @@ def interrupt(out: Path, when: str, *options: str) -> tuple[int, str]:
         for line in process.stdout:
             lines.append(line)
             if not pressed and re.search(when, line):
-                process.send_signal(signal.SIGINT)
+                process.send_signal(by)
                 pressed = True
     assert pressed, "".join(lines)
     return process.returncode, "".join(lines)
@@ -196,3 +196,19 @@ def test_an_output_folder_that_is_a_file_is_refused(
     message = refusal(main, capsys)
     assert "argument --out: must be a folder" in message
     assert repr(str(tmp_path / "out")) in message
+
+
+@pytest.mark.slow
+def test_broken_batches_and_a_kill_leave_no_trace(tmp_path: Path):
+    """The parameters at the end are those of a run that saw neither, to the bit."""
+    options = ["--task", "language", "--steps", "60"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert run(whole, *options).returncode == 0
+
+    broken = [*options, "--broken", "7"]
+    for when in (r"^ +9 ", r"^ +33 "):
+        code, output = interrupt(parts, when, *broken, *(["--resume"] if parts.exists() else []), by=signal.SIGKILL)
+        assert code == -signal.SIGKILL, output
+    again = run(parts, *broken, "--resume")
+    assert (again.returncode, again.stderr) == (0, "")
+    assert numbers(parts) == numbers(whole)

@@ -193,3 +193,10 @@ WRONG = [
 def test_a_storage_refuses_what_it_cannot_be(storage, arguments, says):
     with pytest.raises((ValueError, TypeError), match=f"^{re.escape(says)}"):
         storage(**arguments)
+
+
+def test_a_single_number_is_never_quantized():
+    tx = adamite.adam(0.1, moments=Blockwise(smallest=0))
+    updates, state = tx.update(jnp.float32(2.0), tx.init(jnp.float32(1.0)))
+    assert state[0].mu.codes.dtype == jnp.float32
+    np.testing.assert_allclose(updates, -0.1, rtol=1e-5)

@@ -3,7 +3,8 @@
 Needs the extra ``checkpoint``, which is orbax-checkpoint: `import adamite` alone does not.
 """
 
-from adamite.checkpoint.saving import Checkpoint, manager, restore, save
+from adamite.checkpoint.manifest import Manifest
+from adamite.checkpoint.saving import Checkpoint, manager, read_manifest, restore, save
 from adamite.checks import RefusedError
 
-__all__ = ["Checkpoint", "RefusedError", "manager", "restore", "save"]
+__all__ = ["Checkpoint", "Manifest", "RefusedError", "manager", "read_manifest", "restore", "save"]

@@ -166,6 +166,23 @@ def restore(
     return Checkpoint(step, tree, manifest.record)
 
 
+def read_manifest(where: Where, *, step: int | None = None) -> Manifest:
+    """What a checkpoint says of itself: its record, its optimizer, its arrays' shapes and hashes. No array is read.
+
+    Args:
+        where: see `restore`.
+        step: see `restore`.
+
+    Raises:
+        RefusedError: the manifest is damaged.
+        FileNotFoundError: there is no such checkpoint.
+    """
+    with _opened(where, create=False) as its:
+        step = _chosen(its, step)
+        with _refusing(its, step):
+            return _manifest(its, step)
+
+
 NONE = {"": np.zeros(1)}
 """In place of no arrays at all, which Orbax refuses."""
 

@@ -55,7 +55,8 @@ class Blockwise:
 
     Attributes:
         block: how many elements along the last axis share a scale: a power of two.
-        smallest: the least number of elements that a leaf must have, on all devices together, to be quantized.
+        smallest: the least number of elements that a leaf must have, on all devices together, to be quantized; single
+            numbers never are.
         float8: the codes of a moment >= 0 are `UE5M3`, not `DynamicUnsigned` of the root: better where gradients in a
             block differ by more than two decades, worse otherwise.
         seed: of the random bits; None: round moments >= 0 to the nearest, too.
@@ -79,7 +80,7 @@ class Blockwise:
 
     def fresh(self, leaf: Any, path: KeyPath = ()) -> Quantized:
         """Blocks of the initial value."""
-        if leaf.size < self.smallest:
+        if leaf.size < self.smallest or not leaf.shape:  # a number has no last axis
             return as_it_is(Dense(unsigned=self.unsigned, initial=self.initial).fresh(leaf, path))
         if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
             raise ValueError(f"the moments of a complex parameter cannot be kept in int8: params{keystr(path)}")
