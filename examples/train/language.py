@@ -7,8 +7,8 @@ decay on matrices only, behind clipping by the global norm, at a learning rate t
 A guard leaves out steps that are not finite. One jitted function is a whole step; it reuses the memory of what it
 replaces.
 
-The minibatch is a function of (seed, step): whoever goes on from a checkpoint gets the same bits. With `broken`, one that
-is NaN comes before every so many good ones, to show that it leaves no trace: the results are the same.
+The minibatch is a function of (seed, step): whoever goes on from a checkpoint gets the same bits. With `broken`, one
+that is NaN comes before every so many good ones, to show that it leaves no trace: the results are the same.
 """
 
 import functools
