@@ -29,7 +29,7 @@ SHAPES = {"w1": (64, 256), "w2": (256, 64)}
 
 
 def life(folder: Path, steps: int, started: int, *, every: int = 1) -> str:
-    """Go on from the last checkpoint to so many steps; tells the pipe `started` when it begins to step."""
+    """Go on from the last checkpoint to so many steps; tells the pipe `started` when its first save has begun."""
     tx = adamite.skip_nonfinite(adamite.adamw(1e-3, moments="int8", rounding="residual8"))
 
     @jax.jit
@@ -48,16 +48,17 @@ def life(folder: Path, steps: int, started: int, *, every: int = 1) -> str:
             first, tree, record = restore(its, tree, tx)
             assert record == {"step": first}
         donating = jax.jit(step, donate_argnums=(0, 1))
-        os.write(started, b"x")
         for number in range(first, steps):
             tree = donating(*tree, number)
             if (number + 1) % every == 0 or number + 1 == steps:
                 save(its, number + 1, tree, tx, record={"step": number + 1})
+            if number == first:
+                os.write(started, b"x")
     return hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(tree))).hexdigest()
 
 
 def live(folder: Path, steps: int, kill_after: float | None, **options: int) -> str | None:
-    """One life; its result, or None if it was killed so many seconds after it had begun to step."""
+    """One life; its result, or None if it was killed so many seconds after its first save had begun."""
     begun, started = os.pipe()
     read, write = os.pipe()
     child = os.fork()
@@ -84,14 +85,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kills", type=int)
     kills = parser.parse_args().kills
-    steps, rng, done = kills * 12, random.Random(0), 0
+    steps, rng, done = kills * 8, random.Random(0), 0
     with tempfile.TemporaryDirectory() as scratch:
         jax.config.update("jax_compilation_cache_dir", f"{scratch}/programs")
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         clean = live(Path(scratch) / "clean", steps, None, every=steps)
         result, torn, folder = None, 0, Path(scratch) / "killed"
         while result is None:
-            result = live(folder, steps, rng.uniform(0, 0.6) if done < kills else None)
+            result = live(folder, steps, rng.uniform(0, 0.4) if done < kills else None)
             done += result is None
             torn += any("tmp" in path.name for path in folder.iterdir()) if folder.exists() else 0
     print(f"{done} kills, {torn} of them amid a save; 0 failed resumes; the same bits: {result == clean}")
