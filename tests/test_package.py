@@ -1,9 +1,15 @@
 """What importing adamite costs and does."""
 
+import ast
+import pathlib
 import subprocess
 import sys
 
 import pytest
+
+import adamite
+
+SOURCES = pathlib.Path(adamite.__file__).parent
 
 
 def python(code: str) -> str:
@@ -33,7 +39,45 @@ print(xla_bridge.backends_are_initialized())
     assert python(code) == "False"
 
 
-@pytest.mark.parametrize("module", ["torch", "flax", "chex", "orbax", "sklearn", "matplotlib"])
+@pytest.mark.parametrize("room", ["checkpoint", "interop"])
+def test_rooms_with_extras_are_imported_by_name_only_and_start_no_backend(room):
+    code = f"import sys, adamite; print('adamite.{room}' in sys.modules); import adamite.{room}\n"
+    code += "from jax._src import xla_bridge; print(xla_bridge.backends_are_initialized())"
+    assert python(code).split() == ["False", "False"]
+
+
+MODULES = {
+    "pickle",
+    "marshal",
+    "shelve",
+    "dill",
+    "cloudpickle",
+    "socket",
+    "ssl",
+    "http",
+    "urllib",
+    "requests",
+    "ftplib",
+}
+MODULES |= {"smtplib", "subprocess", "multiprocessing", "ctypes", "importlib", "runpy", "code"}
+NAMES = {"eval", "exec", "compile", "__import__", "system", "popen", "allow_pickle", "getenv", "environ"}
+
+
+@pytest.mark.parametrize("path", sorted(SOURCES.rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCES)))
+def test_nothing_is_unpickled_evaluated_started_or_sent(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [str(node.module)]
+            assert not {module.split(".")[0] for module in modules} & MODULES
+        called = node.func if isinstance(node, ast.Call) else None
+        name = getattr(called, "id", "") or getattr(called, "attr", "")
+        used = getattr(node, "attr", "") if getattr(getattr(node, "value", None), "id", "") == "os" else ""
+        assert name not in NAMES or (name == "compile" and getattr(called.value, "id", "") == "re"), (path, node.lineno)
+        assert used not in NAMES, (path, node.lineno)
+        assert not (isinstance(node, ast.keyword) and node.arg == "allow_pickle")
+
+
+@pytest.mark.parametrize("module", ["torch", "flax", "chex", "orbax", "safetensors", "sklearn", "matplotlib"])
 def test_works_without_optional_packages(module):
     code = f"import sys; sys.modules['{module}'] = None; import adamite, jax.numpy as jnp\n"
     code += "tx = adamite.adam(1e-3); print(tx.update(jnp.ones(1), tx.init(jnp.ones(1)))[0])"

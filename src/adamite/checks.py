@@ -6,7 +6,8 @@ for shape and kind only; their numbers are not known yet.
 
 import math
 import numbers
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -81,6 +82,21 @@ def axis_name(value: Any) -> Any:
     if not all(isinstance(name, str) for name in names):
         raise TypeError(f"axis_name must be None, a string or a tuple of strings, got {_describe(value)}")
     return names
+
+
+def path(name: str, value: Any) -> str:
+    """The name of a file or a folder."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"{name} must be the name of a file or folder, got {_describe(value)}")
+    return os.fspath(value)
+
+
+def strings(name: str, value: Any) -> set[str]:
+    """A string, or several."""
+    found: list[Any] = [value] if isinstance(value, str) else [*value] if isinstance(value, Collection) else [None]
+    if not all(isinstance(one, str) for one in found):
+        raise TypeError(f"{name} must be a string or several, got {_describe(value)}")
+    return set(found)
 
 
 def function(name: str, value: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,9 +12,10 @@ All else (a path that is missing, a shape, another class of state) cannot be all
 
 import json
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import Any
 
+from adamite import checks
 from adamite.checkpoint.leaves import Leaf, describe, leaves_of
 from adamite.checkpoint.manifest import Manifest, types_of
 from adamite.checkpoint.meant import as_stored, as_typed, is_floating
@@ -29,15 +30,16 @@ SAYS = {"moments": "storage", "mu_dtype": "storage", "mesh": "mesh", "param_shar
 SHOWN = 12
 
 
-def names(allow: str | Collection[str]) -> set[str]:
+def names(allow: Any) -> set[str]:
     """The differences that are meant.
 
     Raises:
-        ValueError: it is no name of a difference.
+        ValueError: there is no such difference.
+        TypeError: it is no string and holds none.
     """
-    allowed = {allow} if isinstance(allow, str) else set(allow)
+    allowed = checks.strings("allow", allow)
     for name in allowed:
-        if name not in KINDS and not (isinstance(name, str) and f"{name}.".startswith("optimizer.")):
+        if name not in KINDS and not f"{name}.".startswith("optimizer."):
             raise ValueError(f"allow must hold {', '.join(KINDS)} or optimizer.ARGUMENT, got {name!r:.80}")
     return allowed
 

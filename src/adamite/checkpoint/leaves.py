@@ -27,7 +27,7 @@ class Leaf(NamedTuple):
     """On how many it was; 0 for what is not JAX's."""
 
 
-def leaves_of(tree: Any) -> dict[str, Any]:
+def leaves_of(tree: Any, name: str = "tree") -> dict[str, Any]:
     """The arrays and numbers of a tree, by path.
 
     Raises:
@@ -36,7 +36,9 @@ def leaves_of(tree: Any) -> dict[str, Any]:
     found = {keystr(path): leaf for path, leaf in tree_flatten_with_path(tree)[0]}
     for path, leaf in found.items():
         if not (isinstance(leaf, (bool, int, float)) or (hasattr(leaf, "shape") and hasattr(leaf, "dtype"))):
-            raise TypeError(f"tree{path} must be an array or a number, got {leaf!r:.80} of type {type(leaf).__name__}")
+            raise TypeError(
+                f"{name}{path} must be an array or a number, got {leaf!r:.80} of type {type(leaf).__name__}"
+            )
     return found
 
 

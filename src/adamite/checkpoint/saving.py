@@ -49,7 +49,7 @@ def manager(
         also: the handlers of other items that `save` is given, by name.
     """
     handlers = {ARRAYS: ocp.StandardCheckpointHandler(), MANIFEST: ocp.JsonCheckpointHandler(), **(also or {})}
-    name = os.fspath(folder)
+    name = checks.path("folder", folder)
     return ocp.CheckpointManager(
         name if "://" in name else os.path.abspath(name), options=options, item_handlers=handlers
     )
@@ -84,7 +84,7 @@ def save(
         ValueError: `step` is below 0 or there already.
     """
     step = checks.whole("step", step, lowest=0)
-    leaves = leaves_of(tree)
+    leaves, record = leaves_of(tree), _json(record)
     described = {path: describe(leaf) for path, leaf in leaves.items()}
     arrays = {path: array(leaf) for path, leaf in leaves.items()}
     with _opened(where) as its:
@@ -94,9 +94,7 @@ def save(
             return False
         hashes = sha256(list(arrays.values()), [leaf.grid for leaf in described.values()])
         told = settings(tx) if tx is not None else {}
-        manifest = Manifest(
-            step, _json(record), told, types_of(tree), described, dict(zip(leaves, hashes, strict=True))
-        )
+        manifest = Manifest(step, record, told, types_of(tree), described, dict(zip(leaves, hashes, strict=True)))
         items = {
             ARRAYS: ocp.args.StandardSave({path: x for path, x in arrays.items() if np.size(x)} or NONE),
             MANIFEST: ocp.args.JsonSave(manifest.to_json()),
@@ -125,7 +123,7 @@ def restore(
     Raises:
         RefusedError: files are damaged, or something differs: each difference is named with its path and both values.
         FileNotFoundError: there is no such checkpoint.
-        TypeError: `like` holds something else.
+        TypeError: an argument is the wrong kind of thing, or holds it.
         ValueError: `allow` is unknown.
 
     Example:
@@ -149,7 +147,7 @@ def restore(
         >>> folder.cleanup()
     """
     allowed = names(allow)
-    leaves_of(like)
+    leaves_of(like, "like")
     with _opened(where, create=False) as its:
         step = _chosen(its, step)
         with _refusing(its, step):

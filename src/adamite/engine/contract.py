@@ -55,7 +55,7 @@ def chain(*parts: optax.GradientTransformation, rounding: Any = None) -> optax.G
 
     Raises:
         ValueError: `round_weights` is not the last of them; there are none.
-        TypeError: at update, the state is not a tuple of as many states.
+        TypeError: a part is no transformation; at update, the state is not a tuple of as many states.
 
     Example:
         Gradients clipped to norm 1, then Adam:
@@ -72,6 +72,8 @@ def chain(*parts: optax.GradientTransformation, rounding: Any = None) -> optax.G
         parts = (*parts, round_weights(rounding))
     if not parts:
         raise ValueError("chain needs at least one transformation, got none")
+    for number, tx in enumerate(parts):
+        checks.transformation(f"parts[{number}]", tx)
     kinds = [tx.part if isinstance(tx, Leafwise) else None for tx in parts]
     if any(part and part.weights for part in kinds[:-1]):
         raise ValueError("round_weights must be the last part of a chain: what follows would move the weights again")

@@ -124,6 +124,7 @@ def full_weights(params: optax.Params, state: optax.OptState) -> optax.Params:
 
     Raises:
         ValueError: there are several states with residuals, or they are of other parameters.
+        TypeError: a leaf of `params` has no shape and dtype.
 
     Example:
         >>> tx, params = round_weights("residual8"), jnp.ones(1, jnp.bfloat16)
@@ -132,6 +133,7 @@ def full_weights(params: optax.Params, state: optax.OptState) -> optax.Params:
         >>> print(params, f"{full_weights(params, state)[0]:.4f}")
         [1] 1.0010
     """
+    checks.abstract(params, "params")
     nodes = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, RoundingState))
     found = [x.residual for x in nodes if isinstance(x, RoundingState) and jax.tree.leaves(x.residual)]
     if not found:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from adamite import checks
 from adamite.checks import RefusedError
 
 DTYPES = {
@@ -80,13 +81,14 @@ def opened(path: str | os.PathLike[str]) -> Iterator[File]:
     """
     from safetensors import SafetensorError, safe_open
 
-    with open(path, "rb"):  # what cannot be opened is told by Python
+    name = checks.path("path", path)
+    with open(name, "rb"):  # what cannot be opened is told by Python
         pass
     try:
-        with safe_open(os.fspath(path), framework="np") as file:
-            yield File(os.fspath(path), file)
+        with safe_open(name, framework="np") as file:
+            yield File(name, file)
     except SafetensorError as error:
-        raise RefusedError(f"{os.fspath(path)} must be a whole safetensors file: {error}") from None
+        raise RefusedError(f"{name} must be a whole safetensors file: {error}") from None
 
 
 def replace(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
@@ -99,7 +101,7 @@ def replace(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], meta
     """
     from safetensors.numpy import save_file
 
-    target = pathlib.Path(path)
+    target = pathlib.Path(checks.path("path", path))
     beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         beside.touch()

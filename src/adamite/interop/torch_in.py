@@ -71,7 +71,7 @@ def from_torch(
         7 (2, 3)
     """
     checks.transformation("tx", tx)
-    allowed = {allow} if isinstance(allow, str) else set(allow)
+    allowed = checks.strings("allow", allow)
     for name in allowed:
         checks.one_of("allow", name, ARGUMENTS)
     found, spots = parsed(state_dict), places(params, mapping)

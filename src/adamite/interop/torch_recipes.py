@@ -62,6 +62,7 @@ def torch_optimizer(
         >>> print(tx.update(jnp.zeros(1), tx.init(params), params)[0])
         [-0.1]
     """
+    decoupled = None if decoupled is None else checks.flag("decoupled", decoupled)
     found = parsed(state_dict)
     its = common(found.settings)
     if its.amsgrad:
@@ -76,7 +77,7 @@ def torch_optimizer(
 
 
 def _decoupled(its: Settings, told: bool | None) -> bool:
-    told = its.decoupled if told is None else checks.flag("decoupled", told)
+    told = its.decoupled if told is None else told
     if told is None:
         raise ValueError(
             "decoupled must be True (AdamW) or False (Adam): this state dict, of torch < 2.6, does not say"
