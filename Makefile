@@ -4,7 +4,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help train test test-all mutants lint types examples bench bench-lean bench-codes bench-memory bench-scale bench-guards tpu-check multihost docs parity lock clean
+.PHONY: help train test test-all mutants lint types examples bench bench-lean bench-codes bench-memory bench-scale bench-guards bench-checkpoint tpu-check multihost docs parity lock clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 20
@@ -56,6 +56,9 @@ bench-scale: .venv/ready  ## a training step on 1 to 8 simulated devices: replic
 
 bench-guards: .venv/ready  ## what guards, accumulation and telemetry cost beside the plain optimizer
 	$(BIN)/python benchmarks/guards.py $(ARGS)
+
+bench-checkpoint: .venv/ready  ## what the checks of a checkpoint cost beside Orbax alone
+	$(BIN)/python benchmarks/checkpoint.py $(ARGS)
 
 TPU := JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 TPU_LIBRARY_PATH=$(CURDIR)/out/libtpu/libtpu/libtpu.so $(BIN)/python
 QUIETLY := 2>&1 | grep -v "TPU_WORKER_HOSTNAMES\|accelerator type\|InitGoogle\|Source Location\|libtpu_init"

@@ -31,9 +31,11 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from sklearn.datasets import load_digits
 
 import adamite
+from adamite import checkpoint
 from adamite.sharding import state_shardings, zero1
 
 BATCH, WIDTH = 256, 256
+SAVING = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
 # What launchers set: SLURM, Open MPI (to 4), TPU slices, Kubernetes' indexed jobs.
 LAUNCHERS = ("SLURM_STEP_NODELIST", "OMPI_MCA_orte_hnp_uri", "TPU_WORKER_HOSTNAMES", "JOB_COMPLETION_INDEX")
 
@@ -82,13 +84,10 @@ def train(options: argparse.Namespace) -> None:
     shardings = jax.tree.map(lambda _: everywhere, shapes), state_shardings(tx, shapes, everywhere)
     abstract = shapes, jax.eval_shape(tx.init, shapes)
     like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
-    manager = ocp.CheckpointManager(
-        options.folder if "://" in options.folder else Path(options.folder).absolute(),
-        options=ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False),
-    )
+    manager = checkpoint.manager(options.folder, SAVING)
     start = manager.latest_step() or 0
     if start:
-        params, state = manager.restore(start, args=ocp.args.StandardRestore(like))
+        params, state = checkpoint.restore(manager, like, tx, allow="mesh").tree
     else:
         params = jax.jit(init, static_argnums=1, out_shardings=everywhere)(jax.random.key(0), dtype)
         state = jax.jit(tx.init)(params)
@@ -115,7 +114,7 @@ def train(options: argparse.Namespace) -> None:
         batch = (jax.make_array_from_callback(a.shape, rows, a.__getitem__) for a in (x, y))  # each makes its own rows
         params, state, loss = step(params, state, *batch)
         if (number + 1) % options.save_every == 0 or number + 1 == options.steps:
-            manager.save(number + 1, args=ocp.args.StandardSave((params, state)))
+            checkpoint.save(manager, number + 1, (params, state), tx)
             say(f"step {number + 1}: loss {loss:.4f}, saved")
     manager.close()
     if options.dump and jax.process_index() == 0:

@@ -79,7 +79,7 @@ def numeric(name):
 
 
 @each
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_every_number_may_be_a_schedule(name, dtype):
     """Through inject_hyperparams, in float32, on bfloat16 parameters too: as if built anew at each step."""
     params, grads = (jax.tree.map(lambda x: x.astype(dtype), tree) for tree in (PARAMS, GRADS))

@@ -82,7 +82,7 @@ SLOW_SHAPES = [pytest.param(shape, marks=pytest.mark.slow) for shape in [(5000,)
 
 
 @pytest.mark.parametrize("shape", [(40, 300), (37, 1, 256), *SLOW_SHAPES])
-@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("devices", [1, pytest.param(8, marks=pytest.mark.slow)])
 def test_slices_give_the_bits_of_the_whole(shape, devices, monkeypatch):
     """A leaf of one slice, of many, of more than there are rows: the last one ragged, or overlapping."""
     params = jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.bfloat16)

@@ -216,7 +216,7 @@ def test_what_is_left_out_stays_out():
     assert_sharded(after.inner_state[0].mu["w"], NamedSharding(mesh, P("data")))
 
 
-@pytest.mark.parametrize("spread", [False, True])
+@pytest.mark.parametrize("spread", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("types", TYPES)
 def test_offloaded_state_is_the_hosts_between_steps_and_gives_the_same_bits(types, spread):
     mesh = mesh_of(types)

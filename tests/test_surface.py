@@ -82,9 +82,10 @@ CASES = list(cases())
 @pytest.mark.parametrize(("function", "argument"), CASES)
 def test_every_argument_refuses_what_it_cannot_be(function, argument, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    checkpoint.save("there", 0, PARAMS)
-    interop.save_weights("there.safetensors", PARAMS)
     room = function.__module__
+    if room.startswith(("adamite.checkpoint", "adamite.interop")):
+        checkpoint.save("there", 0, PARAMS)
+        interop.save_weights("there.safetensors", PARAMS)
     given = GOOD | (GOOD_FILES if room.startswith("adamite.checkpoint") else {})
     given |= GOOD_FILES | GOOD_TORCH if room.startswith(("adamite.interop", "adamite.convert")) else {}
     positional, keywords = [], {}
@@ -97,8 +98,8 @@ def test_every_argument_refuses_what_it_cannot_be(function, argument, tmp_path, 
             keywords[p.name] = given[p.name]
     with pytest.raises((TypeError, ValueError), match=rf"\b{argument}\b.*"):
         function(*positional, **keywords)
-    assert {path.name for path in tmp_path.iterdir()} == {"there", "there.safetensors"}
-    assert [path.name for path in (tmp_path / "there").iterdir()] == ["0"]
+    assert {path.name for path in tmp_path.iterdir()} <= {"there", "there.safetensors"}
+    assert all(path.name == "0" for path in tmp_path.glob("there/*"))
 
 
 def test_there_are_enough():
