@@ -1,6 +1,7 @@
 """A checkpoint that is another's is refused, with the path and both values; what is meant is told by name."""
 
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import adamite
-from adamite.checkpoint import RefusedError, restore, save
-from adamite.checkpoint.manifest import Manifest
+from adamite.checkpoint import RefusedError, read_manifest, restore, save
+from adamite.checkpoint.differences import compare
+from adamite.checkpoint.leaves import describe, leaves_of
+from adamite.checkpoint.manifest import Manifest, types_of
 from bits import assert_same_bits
 
 PARAMS = {"w": jnp.linspace(-1, 1, 64 * 256).reshape(64, 256), "b": jnp.zeros(3)}
@@ -104,6 +107,37 @@ def test_another_schedule(tmp_path):
     with pytest.raises(RefusedError, match=r"optimizer.learning_rate.step 1: saved 0.0001, now 2e-05 \(allow 'opti"):
         restore(tmp_path, like(warmup(50)), warmup(50))
     restore(tmp_path, like(warmup(50)), warmup(50), allow="optimizer.learning_rate")
+
+
+def test_schedules_that_part_late(tmp_path):
+    """One that differs only after 100,000 steps is another, too."""
+    early, late = (adamite.adam(optax.piecewise_constant_schedule(1e-3, {n: 0.1})) for n in (300_000, 3_000_000))
+    save(tmp_path, 1, stepped(early), early)
+    with pytest.raises(RefusedError, match=r"optimizer.learning_rate.step 1000000: saved 0.0001, now 0.001"):
+        restore(tmp_path, like(late), late)
+
+
+def test_a_checkpoint_under_another_ones_name(folder, tmp_path):
+    shutil.copytree(folder / "7", tmp_path / "8")
+    with pytest.raises(RefusedError, match=r"must be of step 8, but says that it is of step 7"):
+        restore(tmp_path, like(ADAM), ADAM)
+    with pytest.raises(RefusedError, match=r"must be of step 8, but says that it is of step 7"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "shape"),
+    [("codes", [64, 512]), ("codes", [32, 256]), ("scales", [64, 257]), ("scales", [65, 1]), ("scales", [64, 1, 1])],
+)
+def test_a_moment_of_another_parameter_is_no_storage(field, shape):
+    """What a manifest says of shapes is not trusted, though another storage is meant: nothing so large is allocated."""
+    tx = adamite.adam(1e-3, moments="int8")
+    tree = like(tx)
+    manifest = Manifest(1, None, {}, types_of(tree), {p: describe(x) for p, x in leaves_of(tree).items()}, {})
+    path = f"[1][0].mu.{field}['w']"
+    manifest.leaves[path] = manifest.leaves[path]._replace(shape=tuple(shape))
+    with pytest.raises(RefusedError, match=re.escape(f"tree{path}: saved")):
+        compare(manifest, like(ADAM), None, {"storage", "mesh"})
 
 
 def test_numbers_and_where_they_live(tmp_path):
