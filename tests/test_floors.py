@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parent.parent / "src" / "adamite"
 FLOORS = [
     {"numerics", "checks", "identity", "random_bits"},
     {"rounding"},
-    {"storage"},
+    {"storage", "kernels"},
     {"engine"},
     {"learning_rate", "regularization"},
     {"algorithms"},

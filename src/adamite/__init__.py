@@ -20,7 +20,7 @@ from adamite.algorithms.sgd import sgd, trace
 from adamite.algorithms.stable_adamw import scale_by_stable_adam, stable_adamw
 from adamite.cautious import cautious
 from adamite.convert import convert_moments
-from adamite.engine import RoundingState, chain, full_weights, round_weights
+from adamite.engine import Optimizer, RoundingState, chain, full_weights, round_weights
 from adamite.guards import SkipState, skip_nonfinite, skip_spikes
 from adamite.identity import identity
 from adamite.learning_rate import scale_by_learning_rate
@@ -35,6 +35,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AccumulateState",
     "MemoryReport",
+    "Optimizer",
     "Quantized",
     "RoundingState",
     "SkipState",

@@ -15,8 +15,9 @@ import optax
 
 from adamite import checks
 from adamite.engine.matching import counterparts
+from adamite.engine.optimizer import Optimizer, as_optimizer, optimizer
 from adamite.engine.placement import beside, settle
-from adamite.engine.skipping import all_finite, step_if
+from adamite.engine.skipping import all_finite, no_updates, step_if
 from adamite.identity import described
 from adamite.numerics import as_array, cast, is_none, wide_dtype, widen
 
@@ -38,7 +39,7 @@ def accumulate(
     *,
     dtype: jax.typing.DTypeLike | None = None,
     axis_name: str | tuple[str, ...] | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """Take a step with the mean gradient of every so many calls; the others change no parameter.
 
     A micro-batch with a NaN or an infinity in a gradient is dropped: the mean is of the others, and where there are
@@ -73,7 +74,7 @@ def accumulate(
         [-2.] 0
         [-7.] 1
     """
-    inner = optax.with_extra_args_support(checks.transformation("tx", tx))
+    inner = as_optimizer(checks.transformation("tx", tx))
     every, kept_in = checks.whole("every", every, lowest=1), checks.floating_dtype("dtype", dtype)
     axes = checks.axis_name(axis_name)
 
@@ -89,9 +90,8 @@ def accumulate(
         gradients = jax.tree.map(fresh, params)
         return settle(AccumulateState(count, summed, dropped, gradients, inner.init(params)), params)
 
-    def update(
-        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
-    ) -> tuple[optax.Updates, AccumulateState]:
+    def added(updates: optax.Updates, state: Any) -> tuple[jax.Array, Any, AccumulateState]:
+        """Whether a step is due, the mean gradient, and the state, but for the inner one."""
         if not isinstance(state, AccumulateState):
             raise TypeError(f"state must be an AccumulateState, got {type(state).__name__}")
         checks.differentiable(updates, "updates")
@@ -104,15 +104,25 @@ def accumulate(
         ]
         summed = state.summed + good
         due = state.count + 1 >= every
-
-        def take() -> tuple[optax.Updates, Any]:
-            mean = structure.unflatten(None if x is None else x / summed for x in sums)
-            return inner.update(mean, state.inner, params, **extra_args)
-
-        new, kept = step_if(due & (summed > 0), take, updates, state.inner, like=jax.eval_shape(take)[0])
+        mean = structure.unflatten(None if x is None else x / summed for x in sums)
         after = [s if x is None else jnp.where(due, 0, cast(x, s.dtype)) for x, s in zip(sums, before, strict=True)]
-        count, summed = jnp.where(due, 0, state.count + 1), jnp.where(due, 0, summed)
+        count, left = jnp.where(due, 0, state.count + 1), jnp.where(due, 0, summed)
         dropped = jnp.where(good, state.dropped, optax.safe_increment(state.dropped))
-        return new, AccumulateState(count, summed, dropped, structure.unflatten(after), kept)
+        return due & (summed > 0), mean, AccumulateState(count, left, dropped, structure.unflatten(after), state.inner)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    def update(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, AccumulateState]:
+        due, mean, after = added(updates, state)
+        do = lambda: inner.update(mean, state.inner, params, **extra_args)  # noqa: E731
+        like = jax.eval_shape(do)[0]
+        new, kept = step_if(due, do, lambda: (no_updates(updates, like), state.inner))
+        return new, after._replace(inner=kept)
+
+    def take(grads: Any, state: Any, params: Any, engine: str, extra_args: Any) -> tuple[optax.Params, AccumulateState]:
+        due, mean, after = added(grads, state)
+        do = lambda: inner.step(mean, state.inner, params, engine=engine, **extra_args)  # noqa: E731
+        params, kept = step_if(due, do, lambda: (jax.tree.map(as_array, params), state.inner))
+        return params, after._replace(inner=kept)
+
+    return optimizer(init, update, take)

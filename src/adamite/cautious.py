@@ -18,15 +18,13 @@ import jax.numpy as jnp
 import optax
 
 from adamite import checks
-from adamite.engine import uphold
+from adamite.engine import Optimizer, uphold
 from adamite.identity import described
 from adamite.numerics import cast, over_devices
 
 
 @described
-def cautious(
-    tx: optax.GradientTransformation, *, axis_name: str | tuple[str, ...] | None = None
-) -> optax.GradientTransformationExtraArgs:
+def cautious(tx: optax.GradientTransformation, *, axis_name: str | tuple[str, ...] | None = None) -> Optimizer:
     """`tx`, its updates left out where they disagree with the gradients.
 
     Args:

@@ -31,9 +31,10 @@ import optax
 from jax.core import Tracer
 
 from adamite import checks
+from adamite.engine.optimizer import Optimizer, as_optimizer, optimizer
 from adamite.engine.ownership import owned
 from adamite.engine.placement import settle
-from adamite.engine.skipping import all_finite, step_if
+from adamite.engine.skipping import all_finite, no_updates, step_if
 from adamite.identity import described
 from adamite.numerics import abs_sq, as_array, is_none, over_devices, widen
 
@@ -60,7 +61,7 @@ def skip_nonfinite(
     tx: optax.GradientTransformation,
     max_consecutive: int | None = None,
     axis_name: str | tuple[str, ...] | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """Leave out every step that holds a NaN or an infinity: in a gradient, an update, or what the state would become.
 
     A step left out changes no parameter and nothing of the state of `tx`, to the bit; the next is taken as if it had
@@ -103,7 +104,7 @@ def skip_spikes(
     factor: float = 6.0,
     max_consecutive: int | None = None,
     axis_name: str | tuple[str, ...] | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """Leave out steps whose gradients are far larger than those before, and all that `skip_nonfinite` leaves out.
 
     Args:
@@ -135,11 +136,9 @@ def skip_spikes(
     return _guard(tx, (window, checks.non_negative("factor", factor)), max_consecutive, axis_name)
 
 
-def _guard(
-    tx: Any, spikes: tuple[int, Any] | None, max_consecutive: Any, axis_name: Any
-) -> optax.GradientTransformationExtraArgs:
+def _guard(tx: Any, spikes: tuple[int, Any] | None, max_consecutive: Any, axis_name: Any) -> Optimizer:
     """Both guards; `spikes` are the window and the factor."""
-    inner = optax.with_extra_args_support(checks.transformation("tx", tx))
+    inner = as_optimizer(checks.transformation("tx", tx))
     limit = None if max_consecutive is None else checks.whole("max_consecutive", max_consecutive, lowest=1)
     axes = checks.axis_name(axis_name)
 
@@ -148,9 +147,17 @@ def _guard(
         counts = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), jnp.zeros((), bool)
         return settle(SkipState(*counts, norms, inner.init(params)), params)
 
-    def update(
-        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
-    ) -> tuple[optax.Updates, SkipState]:
+    def judged(gradients: Any, state: Any, updates: Any, stepped: Any) -> tuple[jax.Array, SkipState]:
+        """Whether a step that was tried is good; and the state, but for the inner one."""
+        good, norms = _all_good(gradients, state.inner, updates, stepped, axes), state.norms
+        if spikes:
+            good, norms = _watched(_norm(gradients, axes), good, state.norms, spikes[1])
+        skipped = jnp.where(good, state.skipped, optax.safe_increment(state.skipped))
+        consecutive = jnp.where(good, 0, optax.safe_increment(state.consecutive))
+        gave_up = state.gave_up if limit is None else state.gave_up | (consecutive >= limit)
+        return good, SkipState(skipped, consecutive, gave_up, norms, state.inner)
+
+    def check(updates: optax.Updates, state: Any) -> None:
         checks.differentiable(updates, "updates")
         if not isinstance(state, SkipState):
             raise TypeError(f"state must be a SkipState, got {type(state).__name__}")
@@ -159,21 +166,30 @@ def _guard(
             kind = f"skip_spikes, with norms of window {spikes[0]}" if spikes else "skip_nonfinite, without norms"
             raise TypeError(f"state must be one of {kind}")
 
-        def take() -> tuple[optax.Updates, Any]:
+    def update(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, SkipState]:
+        check(updates, state)
+
+        def do() -> tuple[optax.Updates, Any]:
             return inner.update(updates, state.inner, params, **extra_args)
 
-        tried = take()
-        good, norms = _all_good(updates, state.inner, *tried, axes), state.norms
-        if spikes:
-            good, norms = _watched(_norm(updates, axes), good, state.norms, spikes[1])
-        again = take if isinstance(good, Tracer) else lambda: tried
-        new, kept = step_if(good, again, updates, state.inner, like=tried[0], seldom_left_out=True)
-        skipped = jnp.where(good, state.skipped, optax.safe_increment(state.skipped))
-        consecutive = jnp.where(good, 0, optax.safe_increment(state.consecutive))
-        gave_up = state.gave_up if limit is None else state.gave_up | (consecutive >= limit)
-        return new, SkipState(skipped, consecutive, gave_up, norms, kept)
+        tried = do()
+        good, after = judged(updates, state, tried[0], tried[1])
+        again = do if isinstance(good, Tracer) else lambda: tried
+        leave = lambda: (no_updates(updates, tried[0]), state.inner)  # noqa: E731
+        new, kept = step_if(good, again, leave, seldom_left_out=True)
+        return new, after._replace(inner=kept)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    def take(grads: Any, state: Any, params: Any, engine: str, extra_args: Any) -> tuple[optax.Params, SkipState]:
+        check(grads, state)
+        updates, stepped = inner.update(grads, state.inner, params, **extra_args)
+        good, after = judged(grads, state, updates, stepped)
+        do = lambda: inner.step(grads, state.inner, params, engine=engine, **extra_args)  # noqa: E731
+        params, kept = step_if(good, do, lambda: (jax.tree.map(as_array, params), state.inner))
+        return params, after._replace(inner=kept)
+
+    return optimizer(init, update, take)
 
 
 def _all_good(gradients: Any, before: Any, updates: Any, after: Any, axes: tuple[str, ...]) -> jax.Array:

@@ -3,14 +3,12 @@
 import optax
 
 from adamite import checks
-from adamite.engine import by_number
+from adamite.engine import Optimizer, by_number
 from adamite.identity import described
 
 
 @described
-def scale_by_learning_rate(
-    learning_rate: optax.ScalarOrSchedule, *, flip_sign: bool = True
-) -> optax.GradientTransformationExtraArgs:
+def scale_by_learning_rate(learning_rate: optax.ScalarOrSchedule, *, flip_sign: bool = True) -> Optimizer:
     """Multiply updates by minus the learning rate, in float32: a drop-in for ``optax.scale_by_learning_rate``.
 
     Args:

@@ -20,14 +20,14 @@ import jax.numpy as jnp
 import optax
 
 from adamite import checks
-from adamite.engine import by_number
+from adamite.engine import Optimizer, by_number
 from adamite.identity import described
 
 
 @described
 def add_decayed_weights(
     weight_decay: optax.ScalarOrSchedule = 0.0, mask: Any = None, *, after_learning_rate: bool = False
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """Add ``weight_decay`` times the parameters to the updates: optax's, in float32, its arguments checked.
 
     Args:
@@ -59,7 +59,7 @@ def add_decayed_weights(
 
 
 @described
-def add_l1(strength: optax.ScalarOrSchedule = 0.0, mask: Any = None) -> optax.GradientTransformationExtraArgs:
+def add_l1(strength: optax.ScalarOrSchedule = 0.0, mask: Any = None) -> Optimizer:
     """Add ``strength`` times the sign of the parameters, the subgradient of ``strength |p|``, to the updates.
 
     Args:
@@ -83,7 +83,7 @@ def add_l1(strength: optax.ScalarOrSchedule = 0.0, mask: Any = None) -> optax.Gr
 
 
 @described
-def soft_threshold(threshold: optax.ScalarOrSchedule = 0.0, mask: Any = None) -> optax.GradientTransformationExtraArgs:
+def soft_threshold(threshold: optax.ScalarOrSchedule = 0.0, mask: Any = None) -> Optimizer:
     """Move where the updates lead by ``threshold`` towards 0, and to exactly 0 what is nearer: proximal L1.
 
     For the end of a chain: ``optax.apply_updates`` then lands on ``sign(p + u) max(|p + u| - threshold, 0)``. For the
@@ -119,6 +119,6 @@ def _per_weight(
     mask: Any,
     sign: int = 1,
     counted: type[Any] = optax.ScaleByScheduleState,
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     needs = "weights cannot be regularized without params"
     return by_number(change, value, sign=sign, counted=counted, mask=checks.mask(mask), needs_params=needs)

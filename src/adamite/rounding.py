@@ -156,7 +156,7 @@ NAMES: dict[str, Rounding] = {
 
 def nearest(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """The number of `dtype` nearest to each float32, ties to even: float32. For the rest see `stochastic`."""
-    return _to_grid(x, dtype, jnp.round)
+    return _to_grid(x, dtype, _half_even)
 
 
 def stochastic(x: jax.Array, dtype: jnp.dtype, bits: jax.Array) -> jax.Array:
@@ -186,6 +186,13 @@ def _to_grid(x: jax.Array, dtype: jnp.dtype, whole: Callable[[jax.Array], jax.Ar
 
 def _half_up(q: jax.Array) -> jax.Array:
     return jnp.floor(q + 0.5)
+
+
+def _half_even(q: jax.Array) -> jax.Array:
+    """As `jnp.round`, which not every kernel's compiler has."""
+    below = jnp.floor(q)
+    odd = jnp.floor(below * 0.5) * 2 != below
+    return jnp.where((q - below > 0.5) | ((q - below == 0.5) & odd), below + 1, below)
 
 
 def _clip(x: jax.Array, dtype: jnp.dtype) -> jax.Array:

@@ -27,6 +27,7 @@ from jax.tree_util import KeyPath, keystr, tree_flatten_with_path
 from adamite import checks
 from adamite.accumulate import AccumulateState
 from adamite.convert import UNSIGNED, decoded
+from adamite.engine.optimizer import Optimizer, optimizer
 from adamite.engine.ownership import owned
 from adamite.engine.placement import settle
 from adamite.guards import SkipState
@@ -53,7 +54,7 @@ def with_telemetry(
     *,
     group: Callable[[KeyPath], str] | None = None,
     axis_name: str | tuple[str, ...] | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """Watch an optimizer: after each step its state holds the numbers that `telemetry` reads. Nothing else changes.
 
     Args:
@@ -153,7 +154,7 @@ def with_telemetry(
         new, kept = inner.update(updates, state.inner, params, **extra_args)
         return new, TelemetryState(measure(axes, updates, new, params, state.inner, kept), kept)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optimizer(init, update)
 
 
 def telemetry(state: optax.OptState) -> dict[str, float]:

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import optax
 
 from adamite import checks
-from adamite.engine import Rule, chain, from_rule
+from adamite.engine import Optimizer, Rule, chain, from_rule
 from adamite.identity import described
 from adamite.learning_rate import scale_by_learning_rate
 from adamite.numerics import update_moment
@@ -66,7 +66,7 @@ def scale_by_belief(
     *,
     nesterov: bool = False,
     moments: Any = "float32",
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """AdaBelief's direction, not yet scaled by a learning rate nor negated.
 
     Args:
@@ -109,7 +109,7 @@ def adabelief(
     nesterov: bool = False,
     moments: Any = "float32",
     rounding: Any = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """AdaBelief: a drop-in for ``optax.adabelief``.
 
     Arguments and errors are those of `scale_by_belief`; `learning_rate` is `adamite.adam`'s.

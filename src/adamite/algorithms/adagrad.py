@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import optax
 
 from adamite import checks
-from adamite.engine import Rule, chain, from_rule
+from adamite.engine import Optimizer, Rule, chain, from_rule
 from adamite.identity import described
 from adamite.learning_rate import scale_by_learning_rate
 from adamite.numerics import abs_sq
@@ -44,7 +44,7 @@ def rss_rule(*, eps: jax.typing.ArrayLike) -> Rule:
 @described
 def scale_by_rss(
     initial_accumulator_value: jax.typing.ArrayLike = 0.1, eps: jax.typing.ArrayLike = 1e-7, *, moments: Any = "float32"
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """Adagrad's direction, not yet scaled by a learning rate nor negated.
 
     Args:
@@ -80,7 +80,7 @@ def adagrad(
     *,
     moments: Any = "float32",
     rounding: Any = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """Adagrad: a drop-in for ``optax.adagrad``.
 
     Arguments and errors are those of `scale_by_rss`; `learning_rate` is `adamite.adam`'s. The state is a tuple: that

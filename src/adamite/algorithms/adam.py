@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import optax
 
 from adamite import checks
-from adamite.engine import Rule, chain, from_rule
+from adamite.engine import Optimizer, Rule, chain, from_rule
 from adamite.identity import described
 from adamite.learning_rate import scale_by_learning_rate
 from adamite.numerics import update_moment
@@ -75,7 +75,7 @@ def scale_by_adam(
     nesterov: bool = False,
     bias_correction: bool = True,
     moments: Any = "float32",
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """Adam's direction, not yet scaled by a learning rate nor negated.
 
     Args:
@@ -133,7 +133,7 @@ def adam(
     bias_correction: bool = True,
     moments: Any = "float32",
     rounding: Any = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """Adam: a drop-in for ``optax.adam``.
 
     Args:
@@ -191,7 +191,7 @@ def adamw(
     bias_correction: bool = True,
     moments: Any = "float32",
     rounding: Any = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """Adam with decoupled weight decay: a drop-in for ``optax.adamw``.
 
     Args:
@@ -247,7 +247,7 @@ def nadam(
     bias_correction: bool = True,
     moments: Any = "float32",
     rounding: Any = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """`adam` with Nesterov's momentum: a drop-in for ``optax.nadam``. Arguments and errors are those of `adam`."""
     return adam(
         learning_rate, b1, b2, eps, eps_root, mu_dtype,
@@ -270,7 +270,7 @@ def nadamw(
     bias_correction: bool = True,
     moments: Any = "float32",
     rounding: Any = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """`adamw` with Nesterov's momentum: a drop-in for ``optax.nadamw``. Arguments and errors are those of `adamw`."""
     return adamw(
         learning_rate, b1, b2, eps, eps_root, mu_dtype, weight_decay, mask,

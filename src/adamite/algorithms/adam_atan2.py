@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import optax
 
 from adamite import checks
-from adamite.engine import Rule, chain, from_rule
+from adamite.engine import Optimizer, Rule, chain, from_rule
 from adamite.identity import described
 from adamite.learning_rate import scale_by_learning_rate
 from adamite.numerics import total_weight, update_moment
@@ -56,7 +56,7 @@ def scale_by_adam_atan2(
     a: jax.typing.ArrayLike = 1.0,
     b: jax.typing.ArrayLike = 1.0,
     moments: Any = "float32",
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """Adam-atan2's direction, not yet scaled by a learning rate nor negated.
 
     Args:
@@ -100,7 +100,7 @@ def adam_atan2(
     b: jax.typing.ArrayLike = 1.0,
     moments: Any = "float32",
     rounding: Any = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """Adam-atan2, with decoupled weight decay if asked for.
 
     Arguments, state and errors are those of `adamite.adamw` and `scale_by_adam_atan2`; its update needs `params`.

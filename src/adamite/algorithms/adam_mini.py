@@ -25,7 +25,7 @@ import optax
 from jax.tree_util import KeyPath, keystr
 
 from adamite import checks
-from adamite.engine import Rule, chain, from_rule
+from adamite.engine import Optimizer, Rule, chain, from_rule
 from adamite.identity import described
 from adamite.learning_rate import scale_by_learning_rate
 from adamite.numerics import abs_sq, total_weight, update_moment
@@ -97,7 +97,7 @@ def scale_by_adam_mini(
     *,
     partition: Partition = adam_mini_partition,
     moments: Any = "float32",
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """Adam-mini's direction, not yet scaled by a learning rate nor negated.
 
     Args:
@@ -149,7 +149,7 @@ def adam_mini(
     partition: Partition = adam_mini_partition,
     moments: Any = "float32",
     rounding: Any = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """Adam-mini, with decoupled weight decay if asked for.
 
     Arguments, state and errors are those of `adamite.adamw` and `scale_by_adam_mini`; its update needs `params`.

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import optax
 
 from adamite import checks
-from adamite.engine import Rule, chain, from_rule
+from adamite.engine import Optimizer, Rule, chain, from_rule
 from adamite.identity import described
 from adamite.learning_rate import scale_by_learning_rate
 from adamite.numerics import update_moment
@@ -57,7 +57,7 @@ def scale_by_adamax(
     eps: jax.typing.ArrayLike = 1e-8,
     *,
     moments: Any = "float32",
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """AdaMax's direction, not yet scaled by a learning rate nor negated.
 
     Args:
@@ -97,7 +97,7 @@ def adamax(
     *,
     moments: Any = "float32",
     rounding: Any = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """AdaMax: a drop-in for ``optax.adamax``.
 
     Arguments and errors are those of `scale_by_adamax`; `learning_rate` is `adamite.adam`'s. The state is a tuple:
@@ -127,7 +127,7 @@ def adamaxw(
     *,
     moments: Any = "float32",
     rounding: Any = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """AdaMax with decoupled weight decay: a drop-in for ``optax.adamaxw``. Its update needs `params`.
 
     Arguments and errors are those of `adamax`; `weight_decay` and `mask` are `adamite.adamw`'s, as is the example.

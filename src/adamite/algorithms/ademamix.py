@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import optax
 
 from adamite import checks
-from adamite.engine import Rule, chain, from_rule
+from adamite.engine import Optimizer, Rule, chain, from_rule
 from adamite.identity import described
 from adamite.learning_rate import scale_by_learning_rate
 from adamite.numerics import update_moment
@@ -76,7 +76,7 @@ def scale_by_ademamix(
     mu_dtype: jax.typing.DTypeLike | None = None,
     *,
     moments: Any = "float32",
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """AdEMAMix's direction, not yet scaled by a learning rate nor negated.
 
     Args:
@@ -129,7 +129,7 @@ def ademamix(
     *,
     moments: Any = "float32",
     rounding: Any = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """AdEMAMix with decoupled weight decay: a drop-in for ``optax.contrib.ademamix``.
 
     Arguments and errors are those of `scale_by_ademamix`, though alpha is 5; `learning_rate`, `weight_decay` and `mask`

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import optax
 
 from adamite import checks
-from adamite.engine import Rule, chain, from_rule
+from adamite.engine import Optimizer, Rule, chain, from_rule
 from adamite.identity import described
 from adamite.learning_rate import scale_by_learning_rate
 from adamite.numerics import update_moment
@@ -74,7 +74,7 @@ def scale_by_adopt(
     use_clipping: bool = True,
     clip_value_fn: optax.ScalarOrSchedule = lambda x: x**0.25,
     moments: Any = "float32",
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """ADOPT's direction, not yet scaled by a learning rate nor negated.
 
     Args:
@@ -127,7 +127,7 @@ def adopt(
     clip_value_fn: optax.ScalarOrSchedule = lambda x: x**0.25,
     moments: Any = "float32",
     rounding: Any = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """ADOPT: a drop-in for ``optax.contrib.adopt``.
 
     Arguments and errors are those of `scale_by_adopt`; `learning_rate` is `adamite.adam`'s. The state is a tuple: that

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import optax
 
 from adamite import checks
-from adamite.engine import Rule, chain, from_rule
+from adamite.engine import Optimizer, Rule, chain, from_rule
 from adamite.identity import described
 from adamite.learning_rate import scale_by_learning_rate
 from adamite.numerics import update_moment
@@ -75,7 +75,7 @@ def scale_by_amsgrad(
     *,
     max_before_correction: bool = False,
     moments: Any = "float32",
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """AMSGrad's direction, not yet scaled by a learning rate nor negated.
 
     Args:
@@ -133,7 +133,7 @@ def amsgrad(
     max_before_correction: bool = False,
     moments: Any = "float32",
     rounding: Any = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """AMSGrad: a drop-in for ``optax.amsgrad``, and torch's with ``max_before_correction=True``.
 
     Arguments and errors are those of `scale_by_amsgrad`; `learning_rate` is `adamite.adam`'s. The state is a tuple:

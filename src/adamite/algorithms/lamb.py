@@ -23,7 +23,7 @@ import optax
 
 from adamite import checks
 from adamite.algorithms.adam import scale_by_adam
-from adamite.engine import chain, uphold
+from adamite.engine import Optimizer, chain, uphold
 from adamite.engine.matching import counterparts
 from adamite.identity import described
 from adamite.learning_rate import scale_by_learning_rate
@@ -38,7 +38,7 @@ def scale_by_trust_ratio(
     eps: jax.typing.ArrayLike = 0.0,
     *,
     axis_name: str | tuple[str, ...] | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """Give each leaf's update the norm of the leaf: optax's, in float32, its arguments checked.
 
     Args:
@@ -101,7 +101,7 @@ def lamb(
     moments: Any = "float32",
     rounding: Any = None,
     axis_name: str | tuple[str, ...] | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """LAMB: a drop-in for ``optax.lamb``.
 
     Arguments and errors are those of `adamite.adamw`; `axis_name` is that of `scale_by_trust_ratio`. `learning_rate` is

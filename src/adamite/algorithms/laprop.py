@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import optax
 
 from adamite import checks
-from adamite.engine import Rule, chain, from_rule
+from adamite.engine import Optimizer, Rule, chain, from_rule
 from adamite.identity import described
 from adamite.learning_rate import scale_by_learning_rate
 from adamite.numerics import total_weight, update_moment
@@ -58,7 +58,7 @@ def scale_by_laprop(
     mu_dtype: jax.typing.DTypeLike | None = None,
     *,
     moments: Any = "float32",
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """LaProp's direction, not yet scaled by a learning rate nor negated.
 
     Args:
@@ -102,7 +102,7 @@ def laprop(
     *,
     moments: Any = "float32",
     rounding: Any = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """LaProp, with decoupled weight decay if asked for.
 
     Arguments, state and errors are those of `adamite.adamw` and `scale_by_laprop`; its update needs `params`.

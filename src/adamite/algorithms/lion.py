@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import optax
 
 from adamite import checks
-from adamite.engine import Rule, chain, from_rule
+from adamite.engine import Optimizer, Rule, chain, from_rule
 from adamite.identity import described
 from adamite.learning_rate import scale_by_learning_rate
 from adamite.numerics import update_moment
@@ -65,7 +65,7 @@ def scale_by_lion(
     mode: Literal["hard", "smooth", "refined"] = "hard",
     smooth_beta: jax.typing.ArrayLike = 1.0,
     moments: Any = "float32",
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """Lion's direction, not yet scaled by a learning rate nor negated.
 
     Args:
@@ -109,7 +109,7 @@ def lion(
     *,
     moments: Any = "float32",
     rounding: Any = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """Lion: a drop-in for ``optax.lion``. Its update needs `params`.
 
     Arguments and errors are those of `scale_by_lion`; `learning_rate`, `weight_decay` and `mask` are `adamite.adamw`'s.

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import optax
 
 from adamite import checks
-from adamite.engine import Rule, chain, from_rule
+from adamite.engine import Optimizer, Rule, chain, from_rule
 from adamite.identity import described
 from adamite.learning_rate import scale_by_learning_rate
 from adamite.numerics import update_moment
@@ -79,7 +79,7 @@ def scale_by_radam(
     *,
     nesterov: bool = False,
     moments: Any = "float32",
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """Rectified Adam's direction, not yet scaled by a learning rate nor negated.
 
     Args:
@@ -131,7 +131,7 @@ def radam(
     nesterov: bool = False,
     moments: Any = "float32",
     rounding: Any = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """Rectified Adam: a drop-in for ``optax.radam``.
 
     Arguments and errors are those of `scale_by_radam`; `learning_rate` is `adamite.adam`'s. The state is a tuple: that

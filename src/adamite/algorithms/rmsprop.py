@@ -31,7 +31,7 @@ import optax
 
 from adamite import checks
 from adamite.algorithms.sgd import trace_or_identity
-from adamite.engine import Rule, chain, from_rule
+from adamite.engine import Optimizer, Rule, chain, from_rule
 from adamite.identity import described
 from adamite.learning_rate import scale_by_learning_rate
 from adamite.numerics import abs_sq, update_moment
@@ -78,7 +78,7 @@ def scale_by_rms(
     bias_correction: bool = False,
     *,
     moments: Any = "float32",
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """RMSProp's direction, not yet scaled by a learning rate nor negated.
 
     Args:
@@ -117,7 +117,7 @@ def scale_by_stddev(
     bias_correction: bool = False,
     *,
     moments: Any = "float32",
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """Centred RMSProp's direction: `scale_by_rms` with the standard deviation. Arguments and errors are its own.
 
     The state, optax's ``ScaleByRStdDevState`` or ``ScaleByRStdDevWithCountState``, also has the mean gradient ``mu``.
@@ -153,7 +153,7 @@ def rmsprop(
     *,
     moments: Any = "float32",
     rounding: Any = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """RMSProp: a drop-in for ``optax.rmsprop``.
 
     `learning_rate` is `adamite.adam`'s; `momentum` (None: none) and `nesterov` are `adamite.sgd`'s; ``centered`` takes

@@ -23,7 +23,7 @@ import jax
 import optax
 
 from adamite import checks
-from adamite.engine import Rule, by_number, chain, from_rule
+from adamite.engine import Optimizer, Rule, by_number, chain, from_rule
 from adamite.identity import described
 from adamite.learning_rate import scale_by_learning_rate
 from adamite.storage import Dense, choose
@@ -47,7 +47,7 @@ def trace(
     accumulator_dtype: jax.typing.DTypeLike | None = None,
     *,
     moments: Any = "float32",
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """Momentum: the decaying sum of the updates so far.
 
     Args:
@@ -98,7 +98,7 @@ def sgd(
     *,
     moments: Any = "float32",
     rounding: Any = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """Gradient descent, with or without momentum: a drop-in for ``optax.sgd``.
 
     Args:

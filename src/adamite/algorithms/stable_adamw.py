@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import optax
 
 from adamite import checks
-from adamite.engine import Rule, chain, from_rule
+from adamite.engine import Optimizer, Rule, chain, from_rule
 from adamite.identity import described
 from adamite.learning_rate import scale_by_learning_rate
 from adamite.numerics import over_devices, total_weight, update_moment
@@ -64,7 +64,7 @@ def scale_by_stable_adam(
     *,
     moments: Any = "float32",
     axis_name: str | tuple[str, ...] | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """StableAdamW's direction, not yet scaled by a learning rate nor negated, without the decay.
 
     Args:
@@ -108,7 +108,7 @@ def stable_adamw(
     moments: Any = "float32",
     rounding: Any = None,
     axis_name: str | tuple[str, ...] | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """StableAdamW: update clipping and decoupled weight decay.
 
     Arguments, state and errors are those of `adamite.adamw` and `scale_by_stable_adam`; its update needs `params`.

@@ -15,7 +15,9 @@ import jax
 import optax
 
 from adamite import checks
-from adamite.engine.leafwise import Leafwise, Part, compose, leafwise, runner
+from adamite.engine.leafwise import Leafwise, Pass, leafwise
+from adamite.engine.optimizer import Optimizer, optimizer
+from adamite.engine.parts import Part, compose
 from adamite.engine.placement import settle
 from adamite.engine.weights import round_weights
 from adamite.identity import described
@@ -24,7 +26,7 @@ from adamite.numerics import as_array, cast, widen
 Stage = Callable[[optax.Updates, tuple[Any, ...], optax.Params | None, dict[str, Any]], tuple[optax.Updates, Any]]
 
 
-def uphold(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+def uphold(tx: optax.GradientTransformation) -> Optimizer:
     """`tx` under this file's contract. The state is that of `tx`, unchanged."""
     inner = optax.with_extra_args_support(tx)
 
@@ -38,11 +40,11 @@ def uphold(tx: optax.GradientTransformation) -> optax.GradientTransformationExtr
         new, state = inner.update(_wide(updates), state, params, **extra_args)
         return _in_dtypes_of(updates, new), state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optimizer(init, update)
 
 
 @described
-def chain(*parts: optax.GradientTransformation, rounding: Any = None) -> optax.GradientTransformationExtraArgs:
+def chain(*parts: optax.GradientTransformation, rounding: Any = None) -> Optimizer:
     """`optax.chain`, with float32 between the parts and one rounding at the end; in one pass where parts allow it.
 
     The state is `optax.chain`'s, a tuple of the parts' states. For float32 gradients the numbers are, too; for bfloat16
@@ -80,30 +82,51 @@ def chain(*parts: optax.GradientTransformation, rounding: Any = None) -> optax.G
     if None not in kinds:
         return leafwise(compose([part for part in kinds if part]))
 
-    stages = []
+    stages: list[tuple[int, Stage]] = []
     for one_pass, group in itertools.groupby(zip(parts, kinds, strict=True), key=lambda pair: pair[1] is not None):
         txs, its_parts = zip(*group, strict=True)
         stages.append((len(txs), _in_one_pass(its_parts) if one_pass else _one_by_one(txs)))
     rounds_weights = kinds[-1] is not None and kinds[-1].weights is not None
+    last = (
+        None if kinds[-1] is None else Pass(compose([part for part in kinds[sum(n for n, _ in stages[:-1]) :] if part]))
+    )
 
     def init(params: optax.Params) -> Any:
         return settle(tuple(tx.init(params) for tx in parts), params)
+
+    def through(stages: Any, updates: Any, states: Any, params: Any, extra_args: Any) -> tuple[Any, Any, Any]:
+        """The updates behind so many stages, their new states, and the states of the rest."""
+        done = ()
+        for length, run in stages:
+            updates, new = run(updates, states[:length], params, extra_args)
+            states, done = states[length:], (*done, *new)
+        return updates, done, states
 
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, Any]:
         checks.differentiable(updates, "updates")
-        remaining, new, done = checks.states(state, len(parts)), updates, ()
-        for length, run in stages:
-            new, states = run(new, remaining[:length], params, extra_args)
-            remaining, done = remaining[length:], (*done, *states)
+        new, done, _ = through(stages, updates, checks.states(state, len(parts)), params, extra_args)
         return new if rounds_weights else _in_dtypes_of(updates, new), done
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    ending = [part for part in kinds[len(parts) - stages[-1][0] :] if part]
+    if not ending:
+        return optimizer(init, update)
+    last = Pass(compose(ending))
+
+    def take(grads: Any, state: Any, params: Any, engine: str, extra_args: Any) -> tuple[optax.Params, Any]:
+        """As `update`, but for the last pass, which ends with the weights."""
+        checks.differentiable(grads, "updates")
+        states = checks.states(state, len(parts))
+        updates, done, rest = through(stages[:-1], grads, states, params, extra_args)
+        params, new = last.step(_wide(updates), rest, params, engine, like=grads)
+        return params, (*done, *new)
+
+    return optimizer(init, update, take)
 
 
 def _in_one_pass(parts: Sequence[Part]) -> Stage:
-    run = runner(compose(parts), rounded=False)
+    run = Pass(compose(parts), rounded=False).update
     return lambda updates, states, params, _: run(updates, states, params)
 
 

@@ -1,8 +1,7 @@
-"""Transformations that treat every element by itself, and how they run over a tree: one pass for a whole chain of them.
+"""Running parts over a tree, leaf by leaf in one pass: a large leaf slice by slice (see `slices`), or in a kernel.
 
-Adam, the weight decay behind it, the learning rate and the rounding of weights each change an element of the update by
-what they know of that element alone. So they need not be done one after the other on the whole tree: a leaf is read,
-stepped by all of them and written, and a large leaf slice by slice (see `slices`).
+An update ends with the update of each leaf. A whole step ends with its weights, so that an engine can do all of it at
+once: such leaves go to `adamite.kernels`, the others are updated as ever.
 """
 
 import functools
@@ -15,10 +14,13 @@ import optax
 from jax.core import Tracer
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from adamite import checks
+from adamite import checks, kernels
 from adamite.engine.matching import counterparts
+from adamite.engine.optimizer import Optimizer, moved
+from adamite.engine.parts import Part
 from adamite.engine.placement import settle
 from adamite.engine.slices import cut, sweep
+from adamite.kernels import Fused, Leaf
 from adamite.numerics import as_array, cast, is_none, wide_dtype, widen
 from adamite.random_bits import element_index, fold, random_bits
 
@@ -26,35 +28,7 @@ SLICED = 2**12
 """Smaller leaves are stepped whole."""
 
 
-class Part(NamedTuple):
-    """What such a transformation does to a tree, and to one leaf or a slice of it."""
-
-    init: Callable[[optax.Params], Any]
-    """``init(params) -> state``."""
-
-    begin: Callable[[optax.Updates, Any, optax.Params | None], tuple[Any, list[Any]]]
-    """``begin(updates, state, params) -> (scalars, columns)``: checks the trees; what is computed once a step, and what
-    the state holds for each leaf of the updates, None being one: a tree of arrays of its rank."""
-
-    step: Callable[..., tuple[jax.Array, Any]]
-    """``step(scalars, u, p, stored, bits) -> (u, stored)`` for a leaf: u and p of at least float32 and one shape, p
-    None if there are no parameters; ``bits(key)`` gives random bits for each element."""
-
-    end: Callable[[Any, list[Any], Any], Any]
-    """``end(state, columns, structure) -> state``, with the new columns."""
-
-    weights: Callable[[jax.Array, Any], jax.Array] | None = None
-    """``weights(p, stored)``: what stands for the parameters in all parts before this one, float32. A part that has it
-    comes last, is given p as it is, and returns updates that must not be rounded any more."""
-
-    block: int = 1
-    """How many elements along the last axis are stepped together."""
-
-    in_slices: bool = False
-    """Whether large leaves are stepped in slices, because XLA would not fuse the step into one pass."""
-
-
-class Leafwise(optax.GradientTransformationExtraArgs):
+class Leafwise(Optimizer):
     """A gradient transformation that can be part of one pass."""
 
     part: Part | None = None
@@ -62,7 +36,7 @@ class Leafwise(optax.GradientTransformationExtraArgs):
 
 def leafwise(part: Part) -> Leafwise:
     """The gradient transformation that runs `part`. Updates come back in the gradients' dtypes."""
-    run = runner(part)
+    run = Pass(part)
 
     def init(params: optax.Params) -> Any:
         return settle(part.init(params), params)
@@ -71,88 +45,105 @@ def leafwise(part: Part) -> Leafwise:
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, Any]:
         del extra_args
-        return run(updates, state, params)
+        return run.update(updates, state, params)
 
     tx = Leafwise(init, update)
     tx.part = part
+    tx.take = lambda grads, state, params, engine, _: run.step(grads, state, params, engine, like=grads)
     return tx
 
 
-def compose(parts: Sequence[Part]) -> Part:
-    """Parts, one after the other on each leaf. The state is a tuple of theirs."""
-    last, weights = parts[-1], parts[-1].weights
+class Row(NamedTuple):
+    """What stands at one leaf of the updates."""
 
-    def begin(updates: optax.Updates, state: Any, params: optax.Params | None) -> tuple[Any, list[Any]]:
-        states = checks.states(state, len(parts))
-        opened = [part.begin(updates, its_state, params) for part, its_state in zip(parts, states, strict=True)]
-        scalars, columns = zip(*opened, strict=True)
-        return scalars, list(zip(*columns, strict=True))
-
-    def step(scalars: Any, u: Any, p: Any, stored: Any, bits: Any) -> tuple[Any, Any]:
-        seen = weights(p, stored[-1]) if weights else p
-        new = []
-        for part, its_scalars, s in zip(parts, scalars, stored, strict=True):
-            u, s = part.step(its_scalars, u, p if part is last else seen, s, bits)
-            new.append(s)
-        return u, tuple(new)
-
-    def end(state: Any, columns: list[Any], structure: Any) -> Any:
-        return tuple(
-            part.end(s, [row[i] for row in columns], structure)
-            for i, (part, s) in enumerate(zip(parts, state, strict=True))
-        )
-
-    return Part(
-        init=lambda params: tuple(part.init(params) for part in parts),
-        begin=begin,
-        step=step,
-        end=end,
-        weights=weights and (lambda p, stored: weights(p, stored[-1])),
-        block=max(part.block for part in parts),
-        in_slices=any(part.in_slices for part in parts),
-    )
+    g: Any
+    p: Any
+    stored: Any
 
 
-def runner(part: Part, *, rounded: bool = True) -> Callable[..., tuple[optax.Updates, Any]]:
-    """``run(updates, state, params) -> (updates, state)`` of `part`.
+class Pass:
+    """A part, run over a tree."""
 
-    Args:
-        part: what to run.
-        rounded: give the updates in the gradients' dtypes, rounded once; or in at least float32.
-    """
-    rounded = rounded and part.weights is None
+    def __init__(self, part: Part, *, rounded: bool = True) -> None:
+        """Of `part`; with updates in the gradients' dtypes, rounded once, or in at least float32."""
+        self.part = part
+        self.rounded = rounded and part.weights is None
+        one = _placed(self._update_leaf) if part.in_slices else self._update_leaf
+        self.update_leaf = one
+        self.traced_once = functools.cache(lambda: jax.jit(one))
+        self.fused = Fused(self._step_tile, part.block)
 
-    def one(scalars: Any, number: Any, turn: Any, g: Any, p: Any, stored: Any) -> tuple[Any, jax.Array, Any]:
-        def step(read: Any, written: Any, index: Callable[[], jax.Array]) -> tuple[jax.Array, Any]:
-            g, p = read
-            p = widen(p) if p is not None and part.weights is None else p
-            u, new = part.step(scalars, widen(g), p, written, lambda key: random_bits(fold(key, number), index()))
-            return cast(u, g.dtype) if rounded else u, new
+    def update(self, updates: optax.Updates, state: Any, params: optax.Params | None) -> tuple[optax.Updates, Any]:
+        """``(updates, state)``."""
+        scalars, rows, structure = self._opened(updates, state, params)
+        results = self._updated(scalars, dict(enumerate(rows)))
+        return self._closed(state, structure, [results[number] for number in range(len(rows))])
 
-        if not part.in_slices or g.size < SLICED:
-            return turn, *step((g, p), stored, lambda: element_index(g.shape))
-        blank = jnp.full_like(g, turn, g.dtype if rounded else wide_dtype(g.dtype))
-        return sweep(cut(g.shape, part.block, jax.device_count()), step, turn, (g, p), stored, blank)
+    def step(
+        self, updates: optax.Updates, state: Any, params: optax.Params, engine: str, like: optax.Updates
+    ) -> tuple[optax.Params, Any]:
+        """``(params, state)``: each leaf by an engine that can take it. Updates are rounded as the leaves of `like`."""
+        scalars, rows, structure = self._opened(updates, state, params)
+        results: dict[int, Any] = {number: (row.p, row.stored) for number, row in enumerate(rows)}
+        by_engine: dict[str, list[Leaf]] = {}
+        for number, (row, g) in enumerate(zip(rows, jax.tree.leaves(like, is_leaf=is_none), strict=True)):
+            if row.g is not None:
+                leaf = Leaf(number, as_array(row.g), as_array(row.p), row.stored, as_array(g).dtype)
+                by_engine.setdefault(kernels.choose(engine, self.fused, leaf, self.part.elementwise), []).append(leaf)
+        by_xla = {leaf.number: leaf for leaf in by_engine.pop("xla", ())}
+        for number, (u, stored) in self._updated(scalars, {number: rows[number] for number in by_xla}).items():
+            results[number] = moved(rows[number].p, self._rounded(u, by_xla[number].dtype)), stored
+        for name, leaves in by_engine.items():
+            done = kernels.take(name, self.fused, scalars, leaves)
+            results |= {leaf.number: result for leaf, result in zip(leaves, done, strict=True)}
+        return self._closed(state, structure, [results[number] for number in range(len(rows))])
 
-    if part.in_slices:
-        one = _placed(one)
-    traced_once = functools.cache(lambda: jax.jit(one))
-
-    def run(updates: optax.Updates, state: Any, params: optax.Params | None) -> tuple[optax.Updates, Any]:
-        scalars, columns = part.begin(updates, state, params)
+    def _opened(self, updates: Any, state: Any, params: Any) -> tuple[Any, list[Row], Any]:
+        scalars, columns = self.part.begin(updates, state, params)
         checks.differentiable(updates, "updates")
         leaves, structure = jax.tree.flatten(updates, is_leaf=is_none)
         weights = [None] * len(leaves) if params is None else counterparts(updates, params, "params")
-        step = traced_once() if part.in_slices or _worth_tracing_once(leaves) else one
-        turn, results = _first_turn(scalars) if part.in_slices else None, []
-        for number, (g, p, stored) in enumerate(zip(leaves, weights, columns, strict=True)):
-            if g is not None:
-                turn, g, stored = step(scalars, number, turn, as_array(g), None if p is None else as_array(p), stored)
-            results.append((g, stored))
-        new = part.end(state, [stored for _, stored in results], structure)
-        return structure.unflatten([u for u, _ in results]), new
+        return scalars, [Row(*row) for row in zip(leaves, weights, columns, strict=True)], structure
 
-    return run
+    def _closed(self, state: Any, structure: Any, results: Sequence[Any]) -> tuple[Any, Any]:
+        new = self.part.end(state, [stored for _, stored in results], structure)
+        return structure.unflatten([first for first, _ in results]), new
+
+    def _updated(self, scalars: Any, rows: dict[int, Row]) -> dict[int, Any]:
+        """The update of each leaf by its number, and what the state then holds for it."""
+        whole = [row.g for row in rows.values()]
+        one = self.traced_once() if self.part.in_slices or _worth_tracing_once(whole) else self.update_leaf
+        turn, results = _first_turn(scalars) if self.part.in_slices else None, {}
+        for number, (g, p, stored) in rows.items():
+            if g is not None:
+                turn, g, stored = one(scalars, number, turn, as_array(g), None if p is None else as_array(p), stored)
+            results[number] = g, stored
+        return results
+
+    def _update_leaf(self, scalars: Any, number: Any, turn: Any, g: Any, p: Any, stored: Any) -> tuple[Any, Any, Any]:
+        def step(read: Any, written: Any, index: Callable[[], jax.Array]) -> tuple[jax.Array, Any]:
+            g, p = read
+            u, new = self._step(scalars, number, index, g, p, written)
+            return cast(u, g.dtype) if self.rounded else u, new
+
+        if not self.part.in_slices or g.size < SLICED:
+            return turn, *step((g, p), stored, lambda: element_index(g.shape))
+        blank = jnp.full_like(g, turn, g.dtype if self.rounded else wide_dtype(g.dtype))
+        return sweep(cut(g.shape, self.part.block, jax.device_count()), step, turn, (g, p), stored, blank)
+
+    def _step_tile(
+        self, scalars: Any, number: Any, index: Any, g: Any, p: Any, stored: Any, dtype: Any
+    ) -> tuple[jax.Array, Any]:
+        u, new = self._step(scalars, number, index, g, p, stored)
+        return moved(p, self._rounded(u, dtype)), new
+
+    def _rounded(self, u: jax.Array, dtype: Any) -> jax.Array:
+        """An update as it is added to weights."""
+        return u if self.part.weights else cast(u, dtype)
+
+    def _step(self, scalars: Any, number: Any, index: Any, g: Any, p: Any, stored: Any) -> tuple[jax.Array, Any]:
+        p = widen(p) if p is not None and self.part.weights is None else p
+        return self.part.step(scalars, widen(g), p, stored, lambda key: random_bits(fold(key, number), index()))
 
 
 def _placed(one: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import optax
 
 from adamite import checks
-from adamite.engine.leafwise import Leafwise, Part, leafwise
+from adamite.engine.leafwise import Leafwise, leafwise
 from adamite.engine.matching import counterparts, same_rank
+from adamite.engine.parts import Part
 from adamite.engine.placement import beside
 from adamite.numerics import as_array, cast, is_none
 from adamite.random_bits import fold
@@ -101,7 +102,7 @@ def from_rule(
         return state_class(**counts, **trees)
 
     block = max(storage.block for storage in storages.values())
-    return leafwise(Part(init, begin, step, end, block=block, in_slices=block > 1))
+    return leafwise(Part(init, begin, step, end, block=block, in_slices=block > 1, elementwise=rule.elementwise))
 
 
 def _fresh(storage: Storage, params: optax.Params) -> Any:

@@ -16,7 +16,7 @@ from jax.core import Tracer
 
 from adamite.numerics import as_array, is_none, over_devices
 
-Step = Callable[[], tuple[optax.Updates, optax.OptState]]
+Step = Callable[[], tuple[Any, optax.OptState]]
 
 
 def all_finite(groups: Iterable[Sequence[jax.Array]], axes: tuple[str, ...]) -> jax.Array:
@@ -33,38 +33,31 @@ def all_finite(groups: Iterable[Sequence[jax.Array]], axes: tuple[str, ...]) -> 
     return bad == 0
 
 
-def step_if(
-    wanted: jax.Array,
-    take: Step,
-    gradients: optax.Updates,
-    state: optax.OptState,
-    like: optax.Updates,
-    *,
-    seldom_left_out: bool = False,
-) -> tuple[optax.Updates, optax.OptState]:
-    """What `take` gives if it is wanted; else updates that move nothing, and the state as it is.
-
-    Those updates are -0, for 0 + -0 is 0 and -0 + -0 is -0: weights stay as they are, to the bit.
+def step_if(wanted: jax.Array, take: Step, leave: Step, *, seldom_left_out: bool = False) -> tuple[Any, optax.OptState]:
+    """What `take` gives if it is wanted, else what `leave` gives.
 
     Args:
         wanted: bool of shape (), the same on all devices that take the step together.
-        take: ``take() -> (updates, state)``. Under jit it is a branch.
-        gradients: the trees' structure, and on which devices they are.
-        state: the state before.
-        like: the updates' dtypes: of `take`, abstract or not.
+        take: ``take() -> (updates, state)``, or parameters in place of updates. Under jit it is a branch.
+        leave: the like, with the state before.
         seldom_left_out: the step may be taken first and undone, where that is cheaper.
+    """
+    if not isinstance(wanted, Tracer):
+        return take() if wanted else leave()
+    branch, undo = (functools.partial(way, wanted, take, leave) for way in (branched, undone))
+    return jax.lax.platform_dependent(tpu=undo, default=branch) if seldom_left_out else branch()
+
+
+def no_updates(gradients: optax.Updates, like: optax.Updates) -> optax.Updates:
+    """Updates of the dtypes of `like` that move nothing, where the gradients are.
+
+    They are -0, for 0 + -0 is 0 and -0 + -0 is -0: weights stay as they are, to the bit.
     """
 
     def nothing(g: Any, u: Any) -> Any:
         return None if u is None else jnp.where(as_array(g) == 0, -0.0, -0.0).astype(u.dtype)
 
-    def leave() -> tuple[optax.Updates, optax.OptState]:
-        return jax.tree.map(nothing, gradients, like, is_leaf=is_none), state
-
-    if not isinstance(wanted, Tracer):
-        return take() if wanted else leave()
-    branch, undo = (functools.partial(way, wanted, take, leave) for way in (branched, undone))
-    return jax.lax.platform_dependent(tpu=undo, default=branch) if seldom_left_out else branch()
+    return jax.tree.map(nothing, gradients, like, is_leaf=is_none)
 
 
 def branched(wanted: jax.Array, take: Step, leave: Step) -> tuple[optax.Updates, optax.OptState]:

@@ -8,8 +8,10 @@ import optax
 from jax.tree_util import keystr, tree_map_with_path
 
 from adamite import checks
-from adamite.engine.leafwise import Part, leafwise
+from adamite.engine.leafwise import leafwise
 from adamite.engine.matching import counterparts, same_rank
+from adamite.engine.optimizer import Optimizer
+from adamite.engine.parts import Part
 from adamite.engine.placement import beside
 from adamite.identity import described
 from adamite.numerics import as_array, is_none, unfused, widen
@@ -25,7 +27,7 @@ class RoundingState(NamedTuple):
 
 
 @described
-def round_weights(rounding: Any = "stochastic") -> optax.GradientTransformationExtraArgs:
+def round_weights(rounding: Any = "stochastic") -> Optimizer:
     """Make updates with which ``optax.apply_updates`` lands weights of 16 bits exactly where a rounding puts them.
 
     It comes last in a chain, and what comes before it computes in float32. The updates of such weights are float32,

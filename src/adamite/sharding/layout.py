@@ -11,11 +11,12 @@ from jax.tree_util import GetAttrKey, KeyPath, keystr, tree_leaves_with_path
 
 from adamite import checks
 from adamite.engine.matching import same_rank, shape_of
+from adamite.engine.optimizer import Optimizer
 from adamite.engine.ownership import Owned, owned
 from adamite.engine.placement import fitted
 
 
-class Spread(optax.GradientTransformationExtraArgs):
+class Spread(Optimizer):
     """A gradient transformation whose state lives otherwise than the parameters."""
 
     spread: Callable[[Sequence[Any], Sequence[Any]], list[Any]] | None = None

@@ -142,8 +142,10 @@ def _block(n: int, blocks: int) -> int:
 
 
 def _spread(scales: jax.Array, n: int) -> jax.Array:
-    """Each block's number for each of its elements: (..., blocks) -> (..., n)."""
+    """Each block's number for each of its elements: (..., blocks) -> (..., n), or what broadcasts to it."""
     blocks = scales.shape[-1]
+    if blocks == 1:
+        return scales
     block = _block(n, blocks)
     wide = jnp.broadcast_to(scales[..., None], (*scales.shape, block))
     return wide.reshape(*scales.shape[:-1], blocks * block)[..., :n]
@@ -152,11 +154,12 @@ def _spread(scales: jax.Array, n: int) -> jax.Array:
 def _largest(x: jax.Array, blocks: int, unsigned: bool) -> jax.Array:
     """The element of largest magnitude in each block, with its sign: (..., n) -> (..., blocks)."""
     n = x.shape[-1]
-    block = _block(n, blocks)
-    x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, blocks * block - n)]) if n % block else x
-    x = x.reshape(*x.shape[:-1], blocks, block)
-    high = x.max(-1)
+    if blocks > 1:
+        block = _block(n, blocks)
+        x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, blocks * block - n)]) if n % block else x
+        x = x.reshape(*x.shape[:-1], blocks, block)
+    high = x.max(-1, keepdims=blocks == 1)
     if unsigned:
         return high
-    low = x.min(-1)
+    low = x.min(-1, keepdims=blocks == 1)
     return jnp.where(high >= -low, high, low)

@@ -132,7 +132,8 @@ def _dynamic_code(z: jax.Array, r: jax.Array | int, lowest: int, top: int) -> ja
         e += z >= 10.0 ** (decade - 1 - top)
     n = 1 << e
     first = _of_decade(e, top, lambda e: round(STEP * (2 * 2**e + 9) / 18))
-    place = jnp.round(z * _of_decade(e, top, lambda e: STEP * 20 * 2**e / 18 * 10.0 ** (top - e))).astype(jnp.int32)
+    halves = z * _of_decade(e, top, lambda e: 2 * STEP * 20 * 2**e / 18 * 10.0 ** (top - e))
+    place = (halves.astype(jnp.int32) + 1) >> 1
     from_first = place - first
     below = jnp.clip(from_first >> 16, -1, n - 1)
     to_first = jnp.where(e == lowest, first, 3 * STEP // 5)

@@ -1,0 +1,95 @@
+"""A gradient transformation that can take its step by itself, in one pass over memory where an engine has one.
+
+    params, state = tx.step(grads, state, params)
+
+is ``update`` and then ``optax.apply_updates``, in whose place a kernel may come. The state is the same either way.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from adamite import checks
+from adamite.kernels import ENGINES, wanted
+from adamite.numerics import is_none
+
+Take = Callable[[optax.Updates, optax.OptState, optax.Params, str, dict[str, Any]], tuple[optax.Params, optax.OptState]]
+"""``take(grads, state, params, engine, extra_args) -> (params, state)``."""
+
+
+class Optimizer(optax.GradientTransformationExtraArgs):
+    """A transformation of Optax, ``init`` and ``update``, with one method more."""
+
+    take: Take | None = None
+
+    def step(
+        self,
+        grads: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params,
+        *,
+        engine: str = "auto",
+        **extra_args: Any,
+    ) -> tuple[optax.Params, optax.OptState]:
+        """The parameters and the state after one step.
+
+        Args:
+            grads: tree of gradients; where one is None, its parameter and its moments stay.
+            state: the optimizer's state.
+            params: tree of parameters, of shapes like the gradients'. Donate both under jit, and nothing is copied.
+            engine: "auto", "xla", "pallas" or "native". With "xla", and where nothing else can be had, results are
+                those of ``update`` and ``optax.apply_updates`` to the bit. A run may change engines at any step. Which
+                engine takes which leaf, `adamite.memory_report` tells.
+            **extra_args: as `update` takes them.
+
+        Returns:
+            ``(params, state)``.
+
+        Raises:
+            ValueError: `engine` is unknown; what `update` raises.
+            TypeError: `engine` is no string; what `update` raises.
+
+        Example:
+            >>> import jax
+            >>> import jax.numpy as jnp
+            >>> from adamite import adam
+            >>> tx, params = adam(0.1), jnp.zeros(2)
+            >>> state = tx.init(params)
+            >>> for _ in range(200):
+            ...     grads = jax.grad(lambda p: jnp.sum((p - 3.0) ** 2))(params)
+            ...     params, state = tx.step(grads, state, params)
+            >>> print(params.round(2))
+            [3. 3.]
+        """
+        engine = checks.one_of("engine", engine, ENGINES)
+        if params is None:
+            raise TypeError("params must be the tree of parameters, got None: call step(grads, state, params)")
+        if self.take is not None and wanted(engine):
+            return self.take(grads, state, params, engine, extra_args)
+        updates, state = self.update(grads, state, params, **extra_args)
+        return apply_updates(params, updates), state
+
+
+def optimizer(init: Any, update: Any, take: Take | None = None) -> Optimizer:
+    """The transformation; `take` is its step, where it is more than ``update`` and the sum."""
+    tx = Optimizer(init, update)
+    tx.take = take
+    return tx
+
+
+def as_optimizer(tx: optax.GradientTransformation) -> Optimizer:
+    """Any transformation, with the method."""
+    return tx if isinstance(tx, Optimizer) else optimizer(tx.init, optax.with_extra_args_support(tx).update)
+
+
+def apply_updates(params: optax.Params, updates: optax.Updates) -> optax.Params:
+    """`optax.apply_updates`, in which a parameter without an update stays."""
+    return jax.tree.map(lambda u, p: p if u is None else moved(p, u), updates, params, is_leaf=is_none)
+
+
+def moved(p: Any, u: jax.Array) -> Any:
+    """A parameter after its update."""
+    return None if p is None else jnp.asarray(p + u).astype(jnp.asarray(p).dtype)

@@ -1,0 +1,81 @@
+"""The parts of a transformation that treats every element by itself, and how several become one.
+
+Adam, the weight decay behind it, the learning rate and the rounding of weights each change an element of the update by
+what they know of that element alone. So they need not be done one after the other on the whole tree: a leaf is read,
+stepped by all of them and written (see `leafwise`).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from adamite import checks
+
+
+class Part(NamedTuple):
+    """What such a transformation does to a tree, and to one leaf or a slice of it."""
+
+    init: Callable[[optax.Params], Any]
+    """``init(params) -> state``."""
+
+    begin: Callable[[optax.Updates, Any, optax.Params | None], tuple[Any, list[Any]]]
+    """``begin(updates, state, params) -> (scalars, columns)``: checks the trees; what is computed once a step, and what
+    the state holds for each leaf of the updates, None being one: a tree of arrays of its rank."""
+
+    step: Callable[..., tuple[jax.Array, Any]]
+    """``step(scalars, u, p, stored, bits) -> (u, stored)`` for a leaf: u and p of at least float32 and one shape, p
+    None if there are no parameters; ``bits(key)`` gives random bits for each element."""
+
+    end: Callable[[Any, list[Any], Any], Any]
+    """``end(state, columns, structure) -> state``, with the new columns."""
+
+    weights: Callable[[jax.Array, Any], jax.Array] | None = None
+    """``weights(p, stored)``: what stands for the parameters in all parts before this one, float32. A part that has it
+    comes last, is given p as it is, and returns updates that must not be rounded any more."""
+
+    block: int = 1
+    """How many elements along the last axis are stepped together."""
+
+    in_slices: bool = False
+    """Whether large leaves are stepped in slices, because XLA would not fuse the step into one pass."""
+
+    elementwise: bool = True
+    """Whether an element, or a block of them, is stepped by what is known of it alone; else of the whole leaf."""
+
+
+def compose(parts: Sequence[Part]) -> Part:
+    """Parts, one after the other on each leaf. The state is a tuple of theirs."""
+    last, weights = parts[-1], parts[-1].weights
+
+    def begin(updates: optax.Updates, state: Any, params: optax.Params | None) -> tuple[Any, list[Any]]:
+        states = checks.states(state, len(parts))
+        opened = [part.begin(updates, its_state, params) for part, its_state in zip(parts, states, strict=True)]
+        scalars, columns = zip(*opened, strict=True)
+        return scalars, list(zip(*columns, strict=True))
+
+    def step(scalars: Any, u: Any, p: Any, stored: Any, bits: Any) -> tuple[Any, Any]:
+        seen = weights(p, stored[-1]) if weights else p
+        new = []
+        for part, its_scalars, s in zip(parts, scalars, stored, strict=True):
+            u, s = part.step(its_scalars, u, p if part is last else seen, s, bits)
+            new.append(s)
+        return u, tuple(new)
+
+    def end(state: Any, columns: list[Any], structure: Any) -> Any:
+        return tuple(
+            part.end(s, [row[i] for row in columns], structure)
+            for i, (part, s) in enumerate(zip(parts, state, strict=True))
+        )
+
+    return Part(
+        init=lambda params: tuple(part.init(params) for part in parts),
+        begin=begin,
+        step=step,
+        end=end,
+        weights=weights and (lambda p, stored: weights(p, stored[-1])),
+        block=max(part.block for part in parts),
+        in_slices=any(part.in_slices for part in parts),
+        elementwise=all(part.elementwise for part in parts),
+    )

@@ -1,0 +1,100 @@
+"""Which engine takes which leaf, and why.
+
+    xla       XLA, which fuses what it can: update, then the sum. It takes every leaf.
+    pallas    a kernel for TPUs or GPUs. Elsewhere it is interpreted, which only tests want.
+    native    a library for CPUs, the distribution adamite-native.
+    auto      on a CPU native, where it is installed; on a TPU pallas, where it moves fewer bytes than XLA; else xla.
+
+What an engine cannot take falls to xla, and is told: `adamite.memory_report` lists every leaf.
+"""
+
+import contextlib
+import contextvars
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax.core import Tracer
+from jax.sharding import AxisType
+
+from adamite.kernels.leaf import Fused, Leaf
+
+ENGINES = ("auto", "xla", "pallas", "native")
+
+
+class Choice(NamedTuple):
+    """What was chosen for a leaf."""
+
+    number: int
+    engine: str
+    why: str
+    """Why it is not the engine that was asked for; else ""."""
+
+
+_record: contextvars.ContextVar[list[Choice] | None] = contextvars.ContextVar("adamite_choices", default=None)
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[list[Choice]]:
+    """Collects what is chosen while steps are traced inside."""
+    choices: list[Choice] = []
+    token = _record.set(choices)
+    try:
+        yield choices
+    finally:
+        _record.reset(token)
+
+
+def wanted(engine: str) -> bool:
+    """Whether any kernel may be asked for a leaf, on this machine."""
+    return engine in ("pallas", "native") or (engine == "auto" and jax.default_backend() == "tpu")
+
+
+def choose(engine: str, fused: Fused, leaf: Leaf, elementwise: bool) -> str:
+    """The engine that takes a leaf: "xla", or another that was asked for and can."""
+    name, why = _chosen(engine, fused, leaf) if elementwise else ("xla", "its step needs the whole leaf")
+    choices = _record.get()
+    if choices is not None:
+        choices.append(Choice(leaf.number, name, why))
+    return name
+
+
+def take(name: str, fused: Fused, scalars: Any, leaves: Sequence[Leaf]) -> list[tuple[jax.Array, Any]]:
+    """One step of several leaves by an engine that can take them."""
+    del name
+    from adamite.kernels import gpu, tpu  # here, for whoever wants no kernel should not wait for Pallas
+
+    for platform, kernel in (("tpu", tpu), ("gpu", gpu)):
+        if jax.default_backend() == platform:
+            return kernel.run(fused, scalars, leaves)
+    return jax.lax.platform_dependent(
+        tpu=lambda: tpu.run(fused, scalars, leaves),
+        cuda=lambda: gpu.run(fused, scalars, leaves),
+        default=lambda: tpu.run(fused, scalars, leaves, interpret=True),
+    )
+
+
+def _chosen(engine: str, fused: Fused, leaf: Leaf) -> tuple[str, str]:
+    if engine == "native":
+        return "xla", "adamite-native is not installed"
+    from adamite.kernels import tpu
+
+    why = _elsewhere(leaf) or tpu.why_not(fused, leaf)
+    if why or (engine == "auto" and (fused.block == 1 or leaf.p.ndim < 2 or leaf.p.shape[-1] % 128)):
+        return "xla", why or "XLA moves as few bytes"
+    return "pallas", ""
+
+
+def _elsewhere(leaf: Leaf) -> str:
+    """Why a kernel, which knows one device only, cannot have the leaf; "" if it can."""
+    for x in jax.tree.leaves((leaf.g, leaf.p, leaf.stored)):
+        if not isinstance(x, Tracer):
+            if isinstance(x, jax.Array) and len(x.sharding.device_set) > 1:
+                return "it is on several devices"
+            continue
+        mesh = jax.typeof(x).sharding.mesh
+        if AxisType.Explicit in mesh.axis_types:
+            return "it is sharded over Explicit axes"
+        if jax.device_count() > 1 and AxisType.Manual not in mesh.axis_types:
+            return "jit does not show on which of several devices it is: use shard_map"
+    return ""

@@ -1,0 +1,86 @@
+"""What a kernel runs: the whole step of one leaf, from the gradient to the weight, as a function of its elements.
+
+A kernel takes a leaf in tiles and calls the same function on each, so no rule, storage or rounding is written again.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Fused(NamedTuple):
+    """One step, weights included."""
+
+    step: Callable[..., tuple[jax.Array, Any]]
+    """``step(scalars, number, index, g, p, stored, dtype) -> (p, stored)`` for a leaf or a tile of it: the leaf's
+    number in its tree; ``index()``, the elements' numbers in the leaf, uint32; gradient, weights and what the state
+    holds; the dtype that updates are rounded to. An element of the results depends on its block alone."""
+
+    block: int
+    """How many elements along the last axis are stepped together."""
+
+
+class Leaf(NamedTuple):
+    """One leaf, before its step."""
+
+    number: int
+    g: jax.Array
+    p: jax.Array
+    stored: Any
+    dtype: jnp.dtype
+
+
+def kind(x: Any, p: Any, block: int) -> str:
+    """What an array of the state is to its weights: "each" element has one, each "block", "all" one together.
+
+    "" if it is none of these.
+    """
+    if x.shape == p.shape:
+        return "each"
+    if math.prod(x.shape) == 1:
+        return "all"
+    blocks = (*p.shape[:-1], math.ceil(p.shape[-1] / block)) if p.ndim else ()
+    return "block" if x.shape == blocks else ""
+
+
+def unserved(fused: Fused, leaf: Leaf, dtypes: Sequence[Any]) -> str:
+    """Why no kernel can take this leaf; "" if one may."""
+    arrays = jax.tree.leaves((leaf.g, leaf.p, leaf.stored))
+    if not leaf.p.size:
+        return "it has no elements"
+    for x in arrays:
+        if x.dtype not in dtypes:
+            return f"no kernel is for {x.dtype.name}"
+    if leaf.g.shape != leaf.p.shape or not all(kind(x, leaf.p, fused.block) for x in jax.tree.leaves(leaf.stored)):
+        return "what its state holds is neither one number for each weight nor one for each block"
+    return ""
+
+
+def split(scalars: Any) -> tuple[list[jax.Array], Callable[[Sequence[Any]], Any]]:
+    """The arrays among the scalars, and how others take their places."""
+    leaves, structure = jax.tree.flatten(scalars)
+    places = [i for i, x in enumerate(leaves) if isinstance(x, jax.Array)]
+
+    def put(values: Sequence[Any]) -> Any:
+        new = list(leaves)
+        for i, value in zip(places, values, strict=True):
+            new[i] = value
+        return structure.unflatten(new)
+
+    return [leaves[i] for i in places], put
+
+
+@functools.lru_cache(maxsize=8)
+def step_once(step: Callable[..., Any], dtype: Any) -> Callable[..., Any]:
+    """``(scalars, number, index, g, p, stored) -> (p, stored)`` by arrays alone: traced once for all tiles alike."""
+    return jax.jit(lambda scalars, number, index, *rest: step(scalars, number, lambda: index, *rest, dtype))
+
+
+def typed(shape: tuple[int, ...], dtype: Any, inputs: Sequence[jax.Array]) -> jax.ShapeDtypeStruct:
+    """A result's type: inside of shard_map it differs over the axes over which the inputs do."""
+    over = max((jax.typeof(x).manual_axis_type for x in inputs), key=lambda its: len(its.varying))
+    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=over)

@@ -1,0 +1,177 @@
+"""`tx.step`: update and sum to the bit where XLA steps; the same state whatever steps; everywhere JAX goes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import adamite
+from adamite.engine.optimizer import apply_updates
+from bits import assert_same_bits, types
+from specs import SPECS
+
+each = pytest.mark.parametrize("spec", SPECS, ids=str)
+SHAPES = {"w": (16, 300), "b": (3,), "s": ()}
+
+
+def tree(seed=0, dtype=jnp.float32):
+    rng = np.random.default_rng(seed)
+    return {name: jnp.asarray(rng.standard_normal(shape), dtype) for name, shape in SHAPES.items()}
+
+
+def both(tx, engine="xla"):
+    """A step by itself, and as optax takes it."""
+
+    def plainly(grads, state, params):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return jax.jit(functools.partial(tx.step, engine=engine)), jax.jit(plainly)
+
+
+def agree(tx, dtype=jnp.float32, steps=3):
+    params = tree(0, dtype)
+    ours, theirs = (params, tx.init(params)), (params, tx.init(params))
+    alone, plain = both(tx)
+    for i in range(steps):
+        g = tree(i + 1, dtype)
+        ours, theirs = alone(g, ours[1], ours[0]), plain(g, theirs[1], theirs[0])
+        assert_same_bits(ours, theirs)
+    assert types(ours[1]) == types(tx.init(params))
+
+
+@each
+def test_a_step_is_an_update_and_a_sum(spec):
+    agree(spec.build())
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=lambda d: d.__name__)
+@pytest.mark.parametrize("rounding", [None, "nearest", "stochastic", "residual8", "residual16"])
+@pytest.mark.parametrize("moments", ["float32", "int8"])
+def test_with_storages_and_roundings(moments, rounding, dtype):
+    agree(adamite.adamw(1e-2, moments=moments, rounding=rounding), dtype)
+
+
+AROUND = {
+    "clipping": lambda tx: adamite.chain(optax.clip_by_global_norm(0.1), tx),
+    "clipping, optax behind": lambda tx: adamite.chain(optax.clip_by_global_norm(0.1), tx, optax.scale(0.5)),
+    "skip_nonfinite": adamite.skip_nonfinite,
+    "skip_spikes": adamite.skip_spikes,
+    "accumulate": lambda tx: adamite.accumulate(tx, every=2),
+    "accumulate, guarded": lambda tx: adamite.accumulate(adamite.skip_nonfinite(tx), every=2),
+    "with_telemetry": adamite.with_telemetry,
+    "guarded optax": lambda _: adamite.skip_nonfinite(optax.adamw(1e-2)),
+}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=lambda d: d.__name__)
+@pytest.mark.parametrize("around", AROUND)
+def test_around_an_optimizer(around, dtype):
+    agree(AROUND[around](adamite.adamw(1e-2)), dtype)
+
+
+@pytest.mark.parametrize("engine", ["xla", "pallas"])
+def test_a_bad_step_changes_no_bit_of_weights_and_moments(engine):
+    tx, params = adamite.skip_nonfinite(adamite.adamw(1e-2, moments="int8")), tree()
+    alone, _ = both(tx, engine)
+    params, state = alone(tree(1), tx.init(params), params)
+    bad = tree(2) | {"b": jnp.array([0.0, jnp.nan, 1.0])}
+    after, then = alone(bad, state, params)
+    assert_same_bits(after, params)
+    assert_same_bits(then.inner, state.inner)
+
+
+def test_parameters_without_a_gradient_stay():
+    tx, params = adamite.adamw(1e-2), tree()
+    state = tx.init(params)
+    after, then = tx.step(tree(1) | {"w": None}, state, params)
+    assert_same_bits(after["w"], params["w"])
+    assert_same_bits(then[0].mu["w"], state[0].mu["w"])
+    assert not np.array_equal(after["b"], params["b"])
+    assert apply_updates(params, {"w": None, "b": params["b"], "s": None})["b"][0] == 2 * params["b"][0]
+
+
+def test_scan_and_one_program():
+    tx, params = adamite.adamw(optax.linear_schedule(1e-2, 0.0, 5), moments="int8", rounding="residual8"), tree()
+    alone, _ = both(tx)
+    gradients = jax.tree.map(lambda *g: jnp.stack(g), *(tree(i) for i in range(4)))
+    scanned, _ = jax.jit(
+        lambda p, s, g: jax.lax.scan(lambda carry, g: (tx.step(g, carry[1], carry[0], engine="xla"), None), (p, s), g)
+    )(params, tx.init(params), gradients)
+    carry = params, tx.init(params)
+    for i in range(4):
+        carry = alone(tree(i), carry[1], carry[0])
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-6, atol=1e-7), scanned[0], carry[0])
+    assert alone._cache_size() == 1
+
+
+def test_vmap():
+    tx = adamite.adamw(1e-2)
+    many = jax.tree.map(lambda *p: jnp.stack(p), *(tree(i) for i in range(3)))
+    states = jax.vmap(tx.init)(many)
+    after, _ = jax.jit(jax.vmap(tx.step))(many, states, many)
+    one, _ = jax.jit(tx.step)(tree(1), tx.init(tree(1)), tree(1))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, rtol=1e-6, atol=1e-7), after, one)
+
+
+def test_donation():
+    tx, params = adamite.adamw(1e-2, moments="int8"), tree()
+    step = jax.jit(lambda params, state, grads: tx.step(grads, state, params), donate_argnums=(0, 1))
+    given = params, tx.init(params)
+    before = [x for x in jax.tree.leaves(given) if x.size]
+    step(*given, tree(1))
+    assert all(x.is_deleted() for x in before)
+
+
+def mesh(explicit):
+    kind = jax.sharding.AxisType.Explicit if explicit else jax.sharding.AxisType.Auto
+    return jax.make_mesh((4,), ("data",), axis_types=(kind,), devices=jax.devices()[:4])
+
+
+@pytest.mark.parametrize("engine", ["auto", "pallas"])
+@pytest.mark.parametrize("explicit", [False, True], ids=["Auto", "Explicit"])
+def test_on_a_mesh_results_and_places_are_those_of_one_device(explicit, engine):
+    over = NamedSharding(mesh(explicit), P("data"))
+    tx, params = adamite.adamw(1e-2, moments="int8", rounding="residual8"), {"w": tree()["w"].astype(jnp.bfloat16)}
+    one, _ = both(tx)
+    alone = one(params, tx.init(params), params)
+    laid = jax.device_put(params, over)
+    step = jax.jit(functools.partial(tx.step, engine=engine))
+    spread = step(laid, tx.init(laid), laid)
+    assert_same_bits(jax.device_get(spread), jax.device_get(alone))
+    assert spread[0]["w"].sharding.is_equivalent_to(over, 2)
+
+
+def test_zero1():
+    where = mesh(explicit=False)
+    tx = adamite.sharding.zero1(adamite.adamw(1e-2), where)
+    params = jax.device_put({"w": tree()["w"]}, NamedSharding(where, P()))
+    after, state = jax.jit(tx.step)(params, tx.init(params), params)
+    plain, _ = jax.jit(adamite.adamw(1e-2).step)(
+        {"w": tree()["w"]}, adamite.adamw(1e-2).init(params), {"w": tree()["w"]}
+    )
+    np.testing.assert_allclose(after["w"], plain["w"], rtol=1e-6)
+    assert after["w"].sharding.is_fully_replicated
+    assert not state[0].mu["w"].sharding.is_fully_replicated
+
+
+NO_CALLS = {
+    "engine": ({"engine": "cuda"}, ValueError, "engine must be one of 'auto', 'xla', 'pallas', 'native', got 'cuda'"),
+    "engine 3": ({"engine": 3}, (TypeError, ValueError), "engine must be"),
+    "params": ({"params": None}, TypeError, "params must be the tree of parameters, got None"),
+    "shape": ({"params": {"w": jnp.zeros(2)}}, ValueError, "updates"),
+    "state": ({"state": ()}, (TypeError, ValueError), "state must be"),
+}
+
+
+@pytest.mark.parametrize("case", NO_CALLS)
+def test_calls_that_cannot_be_meant(case):
+    wrong, error, text = NO_CALLS[case]
+    tx, params = adamite.adam(1e-2), tree()
+    with pytest.raises(error, match=text):
+        tx.step(**({"grads": params, "state": tx.init(params), "params": params} | wrong))
