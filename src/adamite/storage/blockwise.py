@@ -159,7 +159,8 @@ def _largest(x: jax.Array, blocks: int, unsigned: bool) -> jax.Array:
         x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, blocks * block - n)]) if n % block else x
         x = x.reshape(*x.shape[:-1], blocks, block)
     high = x.max(-1, keepdims=blocks == 1)
-    if unsigned:
-        return high
-    low = x.min(-1, keepdims=blocks == 1)
-    return jnp.where(high >= -low, high, low)
+    if not unsigned:
+        low = x.min(-1, keepdims=blocks == 1)
+        high = jnp.where(high >= -low, high, low)
+    wrong = jnp.any(jnp.isnan(x), -1, keepdims=blocks == 1)  # which XLA's largest on CPUs may miss
+    return jnp.where(wrong, jnp.nan, high)

@@ -1,0 +1,108 @@
+"""The Pallas kernels, interpreted: every rule, storage and rounding, and arrays of every shape; and what GPUs get."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import adamite
+from adamite.kernels import gpu, tpu
+from kernels.cases import ROUNDINGS, adamw, assert_close, by, compare, tree
+from specs import SPECS
+
+KERNELS = {"tpu": tpu, "gpu": gpu}
+STORAGES = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8", "float8": ("int8", "float8")}
+WHOLE_LEAF = {"stable_adamw", "adam_mini"}
+RULES = [spec for spec in SPECS if spec.full and spec.name not in WHOLE_LEAF and hasattr(spec.build(), "part")]
+LEAVES = [(33, 300), (5,)]
+"""Rows beyond a tile, a block that ends early, and a leaf that is not quantized."""
+
+each_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=list(KERNELS))
+
+
+@pytest.mark.parametrize("kernel", [tpu, pytest.param(gpu, marks=pytest.mark.slow)], ids=list(KERNELS))
+@pytest.mark.parametrize("moments", [pytest.param("float32", marks=pytest.mark.slow), "int8"])
+@pytest.mark.parametrize("spec", RULES, ids=str)
+def test_every_rule(spec, moments, kernel):
+    compare(kernel, spec.build(moments=moments), LEAVES)
+
+
+@pytest.mark.parametrize("kernel", [tpu, pytest.param(gpu, marks=pytest.mark.slow)], ids=list(KERNELS))
+@pytest.mark.parametrize("rounding", [None, *ROUNDINGS])
+@pytest.mark.parametrize("moments", STORAGES.values(), ids=list(STORAGES))
+def test_every_storage_and_rounding(kernel, moments, rounding):
+    compare(kernel, adamw(moments, rounding), LEAVES, jnp.bfloat16 if rounding else jnp.float32, steps=1)
+
+
+SHAPES = {
+    "numbers and vectors": [(), (1,), (127,), (129,), (1024,), (5000,), (8192,)],
+    "last axes": [(40, 1), (3, 127), (40, 129), (2, 256), (64, 512), (70, 257)],
+    "several tiles": [(70, 5000), (9000, 33)],
+    "many axes": [(3, 5, 7), (2, 33, 300), (2, 3, 4, 5), (1, 1, 2, 3, 130), (17, 1, 4100)],
+}
+
+
+@each_kernel
+@pytest.mark.parametrize("moments", [pytest.param("float32", marks=pytest.mark.slow), "int8"])
+@pytest.mark.parametrize("shapes", SHAPES)
+def test_every_shape(kernel, shapes, moments):
+    compare(kernel, adamw(moments, "residual8"), SHAPES[shapes], jnp.bfloat16, steps=1)
+
+
+@each_kernel
+def test_random_bits_are_those_of_the_element(kernel):
+    """Stochastic rounding of weights: the same everywhere, to the bit."""
+    tx = adamw("float32", "stochastic")
+    shapes = [(70, 300), (7,), (2, 40, 130)]
+    params = tree(shapes, dtype=jnp.bfloat16)
+    ours = by(kernel, tx)(params, tx.init(params), params)[0]
+    theirs = by(None, tx)(params, tx.init(params), params)[0]
+    for a, b in zip(ours, theirs, strict=True):
+        assert np.mean(np.asarray(a) != np.asarray(b)) < 1e-3
+
+
+@pytest.mark.parametrize("kernel", [tpu, pytest.param(gpu, marks=pytest.mark.slow)], ids=list(KERNELS))
+@pytest.mark.parametrize("value", [np.nan, -np.inf, 1e-40, -0.0, 3e38])
+def test_what_is_no_ordinary_number(kernel, value):
+    """It stays in its block."""
+    tx, params = adamw("int8"), tree([(8, 600)])
+    grads = [params[0].at[3, 300].set(value)]
+    (ours, state), (theirs, states) = (by(k, tx)(params, tx.init(params), grads) for k in (kernel, None))
+    ours = ours, adamite.convert_moments(state, "float32")
+    theirs = theirs, adamite.convert_moments(states, "float32")
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert np.mean(~np.isclose(a, b, rtol=1e-5, atol=1e-6, equal_nan=True)) <= 1e-3
+    assert np.isfinite(ours[0][0][:3]).all()
+    assert np.isfinite(ours[1][0].mu[0][3, :256]).all()
+
+
+def test_scalars_may_be_traced_or_not():
+    hyperparams = optax.inject_hyperparams(lambda b1, lr: adamite.adamw(lr, b1))
+    tx, params = hyperparams(b1=0.8, lr=1e-2), tree(LEAVES)
+    state = tx.init(params)
+
+    def step(engine):
+        inner = adamite.adamw(state.hyperparams["lr"], state.hyperparams["b1"])
+        return jax.jit(lambda g, s, p: inner.step(g, s, p, engine=engine))(params, state.inner_state, params)
+
+    assert_close(step("pallas"), step("xla"))
+
+
+def lowered(tx, dtype, shapes):
+    """The program for CUDA, made without one."""
+    params = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
+    step = by(gpu, tx, interpret=False)
+    return step.trace(params, jax.eval_shape(tx.init, params), params).lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.parametrize("rounding", [None, *ROUNDINGS])
+@pytest.mark.parametrize("moments", STORAGES.values(), ids=list(STORAGES))
+def test_gpus_get_one_kernel_for_a_large_leaf_and_one_for_the_small_ones(moments, rounding):
+    tx, dtype = adamw(moments, rounding), jnp.bfloat16 if rounding else jnp.float32
+    assert lowered(tx, dtype, [(33, 300), (5,), (4096, 1024)]).count("xla.gpu.triton") == 2
+
+
+@pytest.mark.parametrize("spec", RULES, ids=str)
+def test_gpus_get_every_rule(spec):
+    assert lowered(spec.build(moments="int8"), jnp.float32, [(33, 300)]).count("xla.gpu.triton") == 1
