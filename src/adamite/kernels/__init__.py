@@ -1,0 +1,1 @@
+"""Steps as programs, and the compiled kernels that run them."""
