@@ -58,18 +58,49 @@ INLINE F asF(T x) { return (F)x; }
 INLINE F loadF(const char* p) { return *(const LooseF*)p; }
 INLINE I loadI(const char* p) { return *(const LooseI*)p; }
 INLINE U loadU(const char* p) { return *(const LooseU*)p; }
-INLINE F loadBf16(const char* p) { return asF(__builtin_convertvector(*(const LooseHalves*)p, U) << 16); }
-INLINE I loadI16(const char* p) { return __builtin_convertvector(*(const LooseShorts*)p, I); }
-INLINE I loadI8(const char* p) { return __builtin_convertvector(*(const LooseBytes*)p, I); }
-INLINE I loadU8(const char* p) { return __builtin_convertvector(*(const LooseUBytes*)p, I); }
-
 INLINE void storeF(char* p, F x) { *(LooseF*)p = x; }
 INLINE void storeI(char* p, I x) { *(LooseI*)p = x; }
 INLINE void storeU(char* p, U x) { *(LooseU*)p = x; }
-INLINE void storeBf16(char* p, F x) { *(LooseHalves*)p = __builtin_convertvector(asU(x) >> 16, Halves); }
-INLINE void storeI16(char* p, I x) { *(LooseShorts*)p = __builtin_convertvector(x, Shorts); }
-INLINE void storeI8(char* p, I x) { *(LooseBytes*)p = __builtin_convertvector(x, Bytes); }
-INLINE void storeU8(char* p, I x) { *(LooseUBytes*)p = __builtin_convertvector(asU(x), UBytes); }
+
+// What compilers make of conversions between lanes of different widths can be slow: these are the instructions.
+#if defined(__AVX512F__)
+INLINE U loadU16(const char* p) { return (U)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)); }
+INLINE I loadI16(const char* p) { return (I)_mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i*)p)); }
+INLINE I loadI8(const char* p) { return (I)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)); }
+INLINE I loadU8(const char* p) { return (I)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)); }
+INLINE void store16(char* p, I x) { _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16((__m512i)x)); }
+INLINE void store8(char* p, I x) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8((__m512i)x)); }
+#elif defined(__AVX2__)
+INLINE U loadU16(const char* p) { return (U)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)); }
+INLINE I loadI16(const char* p) { return (I)_mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i*)p)); }
+INLINE I loadI8(const char* p) { return (I)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
+INLINE I loadU8(const char* p) { return (I)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
+INLINE void store16(char* p, I x) {
+  const __m256i bytes = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, -1, -1, -1, -1, -1, -1, -1, -1,  //
+                                         0, 1, 4, 5, 8, 9, 12, 13, -1, -1, -1, -1, -1, -1, -1, -1);
+  const __m256i halves = _mm256_permute4x64_epi64(_mm256_shuffle_epi8((__m256i)x, bytes), 0x08);
+  _mm_storeu_si128((__m128i*)p, _mm256_castsi256_si128(halves));
+}
+INLINE void store8(char* p, I x) {
+  const __m256i bytes = _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,  //
+                                         0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
+  const __m256i four = _mm256_shuffle_epi8((__m256i)x, bytes);
+  const __m128i all = _mm_unpacklo_epi32(_mm256_castsi256_si128(four), _mm256_extracti128_si256(four, 1));
+  _mm_storel_epi64((__m128i*)p, all);
+}
+#else
+INLINE U loadU16(const char* p) { return __builtin_convertvector(*(const LooseHalves*)p, U); }
+INLINE I loadI16(const char* p) { return __builtin_convertvector(*(const LooseShorts*)p, I); }
+INLINE I loadI8(const char* p) { return __builtin_convertvector(*(const LooseBytes*)p, I); }
+INLINE I loadU8(const char* p) { return __builtin_convertvector(*(const LooseUBytes*)p, I); }
+INLINE void store16(char* p, I x) { *(LooseShorts*)p = __builtin_convertvector(x, Shorts); }
+INLINE void store8(char* p, I x) { *(LooseBytes*)p = __builtin_convertvector(x, Bytes); }
+#endif
+INLINE F loadBf16(const char* p) { return asF(loadU16(p) << 16); }
+INLINE void storeBf16(char* p, F x) { store16(p, asI(asU(x) >> 16)); }
+INLINE void storeI16(char* p, I x) { store16(p, x); }
+INLINE void storeI8(char* p, I x) { store8(p, x); }
+INLINE void storeU8(char* p, I x) { store8(p, x); }
 
 INLINE I lanes() {
   I x{};
@@ -101,13 +132,32 @@ INLINE F smaller(F a, F b) {
   c = choose(a == b, c, asF(asU(a) | asU(b)));
   return choose(is_nan(a), c, a);
 }
-// The same for a number k that is neither NaN nor 0.
+// The same for a number k that is neither NaN nor 0; and for integers.
+#if defined(__AVX512F__)
+INLINE F larger_than(F k, F x) { return (F)_mm512_max_ps((__m512)k, (__m512)x); }
+INLINE F smaller_than(F k, F x) { return (F)_mm512_min_ps((__m512)k, (__m512)x); }
+INLINE I larger(I a, I b) { return (I)_mm512_max_epi32((__m512i)a, (__m512i)b); }
+INLINE I smaller(I a, I b) { return (I)_mm512_min_epi32((__m512i)a, (__m512i)b); }
+INLINE U larger(U a, U b) { return (U)_mm512_max_epu32((__m512i)a, (__m512i)b); }
+INLINE U smaller(U a, U b) { return (U)_mm512_min_epu32((__m512i)a, (__m512i)b); }
+#elif defined(__AVX2__)
+INLINE F larger_than(F k, F x) { return (F)_mm256_max_ps((__m256)k, (__m256)x); }
+INLINE F smaller_than(F k, F x) { return (F)_mm256_min_ps((__m256)k, (__m256)x); }
+INLINE I larger(I a, I b) { return (I)_mm256_max_epi32((__m256i)a, (__m256i)b); }
+INLINE I smaller(I a, I b) { return (I)_mm256_min_epi32((__m256i)a, (__m256i)b); }
+INLINE U larger(U a, U b) { return (U)_mm256_max_epu32((__m256i)a, (__m256i)b); }
+INLINE U smaller(U a, U b) { return (U)_mm256_min_epu32((__m256i)a, (__m256i)b); }
+#else
 INLINE F larger_than(F k, F x) { return choose(k > x, x, k); }
 INLINE F smaller_than(F k, F x) { return choose(k < x, x, k); }
 INLINE I larger(I a, I b) { return choose(a > b, b, a); }
 INLINE I smaller(I a, I b) { return choose(a < b, b, a); }
 INLINE U larger(U a, U b) { return choose(asI(a > b), b, a); }
 INLINE U smaller(U a, U b) { return choose(asI(a < b), b, a); }
+#endif
+
+// The inverse of a power of two from 2^-126 to 2^126; of infinity it is 0.
+INLINE F inverse_power(F x) { return asF(larger(splat(0x7F000000) - asI(x), I{})); }
 
 #if defined(__AVX512F__)
 INLINE F root(F x) { return (F)_mm512_sqrt_ps((__m512)x); }
@@ -126,7 +176,9 @@ INLINE F root(F x) { return (F)vsqrtq_f32((float32x4_t)x); }
 INLINE F down(F x) { return (F)vrndmq_f32((float32x4_t)x); }
 INLINE F up(F x) { return (F)vrndpq_f32((float32x4_t)x); }
 INLINE F even(F x) { return (F)vrndnq_f32((float32x4_t)x); }
-INLINE I truncated(F x) { return (I)vcvtq_s32_f32((float32x4_t)x); }
+INLINE I truncated(F x) {  // as on x86
+  return choose(x >= 2147483648.0f, (I)vcvtq_s32_f32((float32x4_t)x), splat(INT32_MIN));
+}
 #elif defined(__x86_64__)
 INLINE F root(F x) { return (F)_mm_sqrt_ps((__m128)x); }
 INLINE I truncated(F x) { return (I)_mm_cvttps_epi32((__m128)x); }
@@ -155,9 +207,7 @@ INLINE I truncated(F x) {
 
 // NaN is 0, and what no int32 is becomes the nearest.
 INLINE I to_int(F x) {
-  I r = truncated(x);
-  r = choose(x >= 2147483648.0f, r, splat(INT32_MAX));
-  return choose(is_nan(x), r, I{});
+  return (truncated(x) ^ asI(x >= 2147483648.0f)) & asI(x == x);  // what is too large was truncated to the lowest
 }
 INLINE I to_int(F x, int32_t low, int32_t high) { return smaller(larger(to_int(x), splat(low)), splat(high)); }
 INLINE F to_float(I x) { return __builtin_convertvector(x, F); }
@@ -175,35 +225,35 @@ INLINE I wrap_i16(I x) { return (x << 16) >> 16; }
 INLINE I wrap_u8(I x) { return x & 255; }
 
 // One of up to eight numbers; an index beyond them takes the nearest.
-template <int n>
-INLINE I clamped(I e) { return smaller(larger(e, I{}), splat(n - 1)); }
+template <int n, bool anywhere>
+INLINE I clamped(I e) { return anywhere ? smaller(larger(e, I{}), splat(n - 1)) : e; }
 
 #if defined(__AVX512F__)
-template <int n>
+template <int n, bool anywhere>
 INLINE F look_up(I e, const float* table) {
-  return (F)_mm512_permutexvar_ps((__m512i)clamped<n>(e), _mm512_loadu_ps(table));
+  return (F)_mm512_permutexvar_ps((__m512i)clamped<n, anywhere>(e), _mm512_loadu_ps(table));
 }
-template <int n>
+template <int n, bool anywhere>
 INLINE I look_up(I e, const int32_t* table) {
-  return (I)_mm512_permutexvar_epi32((__m512i)clamped<n>(e), _mm512_loadu_si512(table));
+  return (I)_mm512_permutexvar_epi32((__m512i)clamped<n, anywhere>(e), _mm512_loadu_si512(table));
 }
 #elif defined(__AVX2__)
-template <int n>
+template <int n, bool anywhere>
 INLINE F look_up(I e, const float* table) {
-  return (F)_mm256_permutevar8x32_ps(_mm256_loadu_ps(table), (__m256i)clamped<n>(e));
+  return (F)_mm256_permutevar8x32_ps(_mm256_loadu_ps(table), (__m256i)clamped<n, anywhere>(e));
 }
-template <int n>
+template <int n, bool anywhere>
 INLINE I look_up(I e, const int32_t* table) {
-  return (I)_mm256_permutevar8x32_epi32(_mm256_loadu_si256((const __m256i*)table), (__m256i)clamped<n>(e));
+  return (I)_mm256_permutevar8x32_epi32(_mm256_loadu_si256((const __m256i*)table), (__m256i)clamped<n, anywhere>(e));
 }
 #else
-template <int n>
+template <int n, bool anywhere>
 INLINE F look_up(I e, const float* table) {
   F r = splat(table[0]);
   for (int k = 1; k < n; ++k) r = choose(e >= k, r, splat(table[k]));
   return r;
 }
-template <int n>
+template <int n, bool anywhere>
 INLINE I look_up(I e, const int32_t* table) {
   I r = splat(table[0]);
   for (int k = 1; k < n; ++k) r = choose(e >= k, r, splat(table[k]));
@@ -211,14 +261,45 @@ INLINE I look_up(I e, const int32_t* table) {
 }
 #endif
 
-INLINE F all_larger(F x) {
-  for (int step = 1; step < kLanes; step *= 2) x = larger(x, __builtin_shuffle(x, lanes() ^ step));
-  return x;
-}
-INLINE F all_smaller(F x) {
-  for (int step = 1; step < kLanes; step *= 2) x = smaller(x, __builtin_shuffle(x, lanes() ^ step));
-  return x;
-}
+// The largest or smallest of many numbers; NaN if one is. Of 0 and -0 either one.
+template <bool largest>
+class Extreme {
+ public:
+  void add(F x) {
+    best_ = pick(best_, x);
+    nan_ |= is_nan(x);
+  }
+
+  F result() const {
+    F x = best_;
+    M nan = nan_;
+    for (int step = 1; step < kLanes; step *= 2) {
+      x = pick(x, shuffled(x, lanes() ^ step));
+      nan |= shuffled(nan, lanes() ^ step);
+    }
+    return choose(nan, x, splat(__builtin_nanf("")));
+  }
+
+ private:
+  static F pick(F a, F b) { return largest ? larger_than(a, b) : smaller_than(a, b); }
+
+#if defined(__clang__)
+  template <class T>
+  static T shuffled(T x, I order) {
+    T r{};
+    for (int i = 0; i < kLanes; ++i) r[i] = x[order[i]];
+    return r;
+  }
+#else
+  template <class T>
+  static T shuffled(T x, I order) { return __builtin_shuffle(x, order); }
+#endif
+
+  F best_ = splat(largest ? -__builtin_inff() : __builtin_inff());
+  M nan_{};
+};
+using Largest = Extreme<true>;
+using Smallest = Extreme<false>;
 
 }  // namespace
 }  // namespace adamite

@@ -26,13 +26,15 @@ def lower(program: Program, fixed: dict[int, int]) -> tuple[dict[str, Node], lis
     for eqn in program.equations:
         arguments = tuple(same.get(a, a) for a in eqn.arguments)
         types = _types(program, eqn.arguments, eqn.operation, eqn.dtype)
-        node = _simpler(Node(eqn.name, eqn.kind, eqn.dtype, eqn.operation, arguments, types), nodes)
-        key = node[1:]
-        if key in seen:
-            same[eqn.name] = seen[key]
-        else:
-            seen[key] = eqn.name
-            nodes[eqn.name] = node
+        plain = Node(eqn.name, eqn.kind, eqn.dtype, eqn.operation, arguments, types)
+        for node in _faster(plain, nodes):
+            node = node._replace(arguments=tuple(same.get(a, a) for a in node.arguments))
+            key = node[1:]
+            if key in seen:
+                same[node.name] = seen[key]
+            else:
+                seen[key] = node.name
+                nodes[node.name] = node
     outputs = [same.get(x.value, x.value) for x in program.outputs]
     needed = set(outputs)
     for node in reversed(list(nodes.values())):
@@ -48,22 +50,51 @@ def _types(program: Program, arguments: tuple[str, ...], operation: str, dtype: 
     return tuple(t or (others[0] if others else dtype) for t in known)
 
 
-def _simpler(node: Node, nodes: dict[str, Node]) -> Node:
-    """The same with faster operations and the same results."""
+def _faster(node: Node, nodes: dict[str, Node]) -> list[Node]:
+    """Faster operations in its place, the last of its name."""
+    x, y, *_ = (*node.arguments, "", "")
     if node.operation in ("max", "min") and node.dtype == "float32":
-        for k, x in enumerate(node.arguments):
-            if x.startswith("#") and _value(x) != 0 and not np.isnan(_value(x)):
+        for k in (0, 1):
+            if _is_float(node.arguments[k]) and _value(node.arguments[k]) != 0:
                 name = {"max": "larger_than", "min": "smaller_than"}[node.operation]
-                return node._replace(operation=name, arguments=(x, node.arguments[1 - k]))
-    if node.operation == "div" and node.dtype == "float32" and node.arguments[1].startswith("#"):
-        value = _value(node.arguments[1])
-        mantissa, exponent = np.frexp(value)
-        if abs(mantissa) == 0.5 and abs(exponent) < 100:  # a power of two: both round the same exact number
-            inverse = int(np.float32(1 / value).view(np.uint32))
-            return node._replace(operation="mul", arguments=(node.arguments[0], f"#{inverse}"))
+                return [node._replace(operation=name, arguments=(node.arguments[k], node.arguments[1 - k]))]
+    if node.operation == "div" and node.dtype == "float32":
+        if _is_float(y) and _is_power(_value(y)):  # a number and its product with the inverse round the same
+            return [node._replace(operation="mul", arguments=(x, _bits(1 / _value(y))))]
+        if node.kind == "element" and (y.startswith("$") or (y in nodes and nodes[y].kind == "scalar")):
+            # As XLA's simplifier: by one number for all elements it divides once.
+            inverse = Node(node.name + "i", "scalar", "float32", "div", (_bits(1.0), y), ("float32", "float32"))
+            return [inverse, node._replace(operation="mul", arguments=(x, inverse.name))]
+        if y in nodes and _power_of_two(y, nodes):
+            inverse = Node(node.name + "i", nodes[y].kind, "float32", "inverse_power", (y,), ("float32",))
+            return [inverse, node._replace(operation="mul", arguments=(x, inverse.name))]
     if node.operation == "select_n" and node.kind == "element":
-        return _table(node, nodes)
-    return node
+        return [_table(node, nodes)]
+    return [node]
+
+
+def _power_of_two(x: str, nodes: dict[str, Node]) -> bool:
+    """Whether a value is certainly 0, infinite or a power of two, and not 0 or so small that its inverse is infinite."""
+    node = nodes[x]
+    if node.operation == "larger_than":
+        k, rest = node.arguments
+        return _is_power(_value(k)) and _value(k) >= 2.0**-120 and rest in nodes and _masked(rest, nodes)
+    if node.operation == "mul":
+        y, k = node.arguments
+        return _is_float(k) and 2.0**-8 <= _value(k) <= 1 and _is_power(_value(k)) and y in nodes and _power_of_two(y, nodes)
+    return False
+
+
+def _masked(x: str, nodes: dict[str, Node]) -> bool:
+    """Whether a value is a float of which only the exponent is left, times a power of two."""
+    node = nodes[x]
+    if node.operation == "mul":
+        y, k = node.arguments
+        return _is_float(k) and 2.0**-30 <= _value(k) <= 1 and _is_power(_value(k)) and y in nodes and _masked(y, nodes)
+    if node.operation != "bitcast_convert_type" or node.arguments[0] not in nodes:
+        return False
+    source = nodes[node.arguments[0]]
+    return source.operation == "and" and source.arguments[1] == str(0x7F800000)
 
 
 def _table(node: Node, nodes: dict[str, Node]) -> Node:
@@ -81,12 +112,39 @@ def _table(node: Node, nodes: dict[str, Node]) -> Node:
         table = (*nodes[no].table, yes)
     else:
         return node
-    return node._replace(operation="table", arguments=(e,), types=("int32",), table=table)
+    low, high = _limits(e, nodes)
+    inside = "inside" if low >= 0 and high < len(table) else "anywhere"
+    return node._replace(operation=f"table {inside}", arguments=(e,), types=("int32",), table=table)
+
+
+def _limits(x: str, nodes: dict[str, Node]) -> tuple[float, float]:
+    """What an integer is at least and at most."""
+    if x.lstrip("-").isdigit():
+        return int(x), int(x)
+    if x in nodes and nodes[x].operation == "convert_element_type" and nodes[x].types == ("bool",):
+        return 0, 1
+    if x in nodes and nodes[x].operation == "add":
+        (a, b), (c, d) = (_limits(y, nodes) for y in nodes[x].arguments)
+        return a + c, b + d
+    return -np.inf, np.inf
 
 
 def _is_number(x: str) -> bool:
     return x.startswith("#") or x.lstrip("-").isdigit()
 
 
+def _is_float(x: str) -> bool:
+    return x.startswith("#")
+
+
+def _is_power(x: np.float32) -> bool:
+    mantissa, exponent = np.frexp(x)
+    return mantissa == 0.5 and abs(exponent) < 120
+
+
 def _value(x: str) -> np.float32:
     return np.uint32(int(x[1:])).view(np.float32)
+
+
+def _bits(x: float) -> str:
+    return f"#{int(np.float32(x).view(np.uint32))}"

@@ -29,7 +29,7 @@ PLAIN = {
     "abs": "absolute({0})", "sign": "sign({0})", "sqrt": "root({0})", "rsqrt": "1.0f / root({0})",
     "floor": "down({0})", "ceil": "up({0})", "round:1": "even({0})", "is_finite": "is_finite({0})",
     "integer_pow:2": "{0} * {0}", "square": "{0} * {0}", "iota:0": "asU(lanes() + i)",
-    "copy": "{0}",
+    "inverse_power": "inverse_power({0})",
 }  # fmt: skip
 """How an operation is written; T is the type of the result."""
 
@@ -88,8 +88,7 @@ def _phase(phase: int, plan: Schedule, nodes: dict[str, Node], outputs: list[str
     if not (here or reductions or stores):
         return lines
     for node in reductions:
-        start = "-__builtin_inff()" if node.operation == "reduce_max" else "__builtin_inff()"
-        lines.append(f"    F r_{node.name} = splat({start});")
+        lines.append(f"    {_reduction(node)} r_{node.name};")
     lines.append("    for (int i = 0; i < kBlock; i += kLanes) {")
     if reductions:
         lines.append("      const M live = lanes() + i < call.valid;")
@@ -112,17 +111,18 @@ def _phase(phase: int, plan: Schedule, nodes: dict[str, Node], outputs: list[str
             store = {"F": "storeF", "U": "storeU"}.get(kind, "storeI")
             lines.append(f"      {store}(c_{node.name} + 4 * i, {node.name});")
     for node in reductions:
-        pick = "larger" if node.operation == "reduce_max" else "smaller"
-        x = _argument(node.arguments[0], "float32")
-        lines.append(f"      r_{node.name} = {pick}(r_{node.name}, choose(live, F{{}}, {x}));")
+        lines.append(f"      r_{node.name}.add(choose(live, F{{}}, {_argument(node.arguments[0], 'float32')}));")
     for k in stores:
         x = program.outputs[k]
         lines.append(f"      {TYPES[x.dtype][3]}(out{k} + i * {SIZES[x.dtype]}, {_written(outputs[k], program)});")
     lines.append("    }")
     for node in reductions:
-        pick = "all_larger" if node.operation == "reduce_max" else "all_smaller"
-        lines.append(f"    const F {node.name} = {pick}(r_{node.name});")
+        lines.append(f"    const F {node.name} = r_{node.name}.result();")
     return lines
+
+
+def _reduction(node: Node) -> str:
+    return {"reduce_max": "Largest", "reduce_min": "Smallest"}[node.operation]
 
 
 def _define(node: Node, nodes: dict[str, Node], program: object) -> str:
@@ -135,12 +135,13 @@ def _define(node: Node, nodes: dict[str, Node], program: object) -> str:
         text = _converted(arguments[0], types[0], node.dtype, nodes.get(node.arguments[0]))
     elif node.operation == "bitcast_convert_type":
         text = f"as{kind}({arguments[0]})"
-    elif node.operation == "table":
+    elif node.operation.startswith("table"):
+        anywhere = str(node.operation == "table anywhere").lower()
         scalar = "float" if kind == "F" else "int32_t"
         values = ", ".join(_number(x, node.dtype) for x in (*node.table, *[node.table[-1]] * (16 - len(node.table))))
         return (
             f"static const {scalar} t_{node.name}[16] = {{{values}}}; "
-            f"const {kind} {node.name} = look_up<{len(node.table)}>({arguments[0]}, t_{node.name});"
+            f"const {kind} {node.name} = look_up<{len(node.table)}, {anywhere}>({arguments[0]}, t_{node.name});"
         )
     else:
         text = PLAIN[node.operation].format(*arguments, T=kind)

@@ -319,15 +319,16 @@ class _Writer:
         if any(x.kind == "leaf" for x in (*its_inputs, *its_outputs)):
             raise Unsupported("the step reads an array of the state that is one number for the whole leaf")
         by_rows = any(x.kind == "block" for x in (*its_inputs, *its_outputs))
+        read = {x.place: x.value for x in its_inputs}
         text = "\n".join(
             [
                 f"{FORMAT}, block {self.tile.block}",
-                *(f"{x.value} = read {x.place - 2 if x.place > 1 else 'gp'[x.place]} {x.kind} {x.dtype}" for x in its_inputs),
+                *(f"{x.value} = read {x.kind} {x.dtype}" for x in its_inputs),
                 *(f"{e.name} = {e.operation} {' '.join(e.arguments)} {e.kind} {e.dtype}" for e in written),
-                *(f"write {x.value} {x.place - 2 if x.place > 1 else 'gp'[x.place]} {x.kind} {x.dtype}" for x in its_outputs),
+                *(f"write {x.value} over {read.get(x.place, 'nothing')} {x.kind} {x.dtype}" for x in its_outputs),
                 "scalars " + " ".join(x.dtype for x in operands),
             ]
-        )  # fmt: skip
+        )
         return Program(
             name=hashlib.sha256(text.encode()).hexdigest()[:16],
             text=text,
