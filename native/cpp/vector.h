@@ -114,12 +114,17 @@ INLINE T choose(M m, T no, T yes) { return m ? yes : no; }
 INLINE M is_nan(F x) { return x != x; }
 INLINE M is_finite(F x) { return asI((asU(x) & 0x7FFFFFFFu) < 0x7F800000u); }
 INLINE F absolute(F x) { return asF(asU(x) & 0x7FFFFFFFu); }
-INLINE I absolute(I x) { return choose(x < 0, x, -x); }
 INLINE F sign(F x) {
   F one = asF((asU(x) & 0x80000000u) | 0x3F800000u);
   return choose((x == 0.0f) | is_nan(x), one, x);
 }
+#if defined(__AVX2__) && !defined(__AVX512F__)
+INLINE I absolute(I x) { return (I)_mm256_abs_epi32((__m256i)x); }
+INLINE I sign(I x) { return (I)_mm256_sign_epi32(_mm256_set1_epi32(1), (__m256i)x); }
+#else
+INLINE I absolute(I x) { return choose(x < 0, x, -x); }
 INLINE I sign(I x) { return (x < 0) - (x > 0); }
+#endif
 
 // Of NaN and anything the larger and the smaller are NaN; 0 is larger than -0.
 INLINE F larger(F a, F b) {
@@ -300,6 +305,14 @@ class Extreme {
 };
 using Largest = Extreme<true>;
 using Smallest = Extreme<false>;
+
+// Of the first elements of a block, and of zeros, which the others stand for.
+template <class T>
+INLINE T ragged(const char* x, int32_t valid) {
+  T found;
+  for (int i = 0; i < kBlock; i += kLanes) found.add(choose(lanes() + i < valid, F{}, loadF(x + 4 * i)));
+  return found;
+}
 
 }  // namespace
 }  // namespace adamite

@@ -69,8 +69,46 @@ def _faster(node: Node, nodes: dict[str, Node]) -> list[Node]:
             inverse = Node(node.name + "i", nodes[y].kind, "float32", "inverse_power", (y,), ("float32",))
             return [inverse, node._replace(operation="mul", arguments=(x, inverse.name))]
     if node.operation == "select_n" and node.kind == "element":
-        return [_table(node, nodes)]
+        return [_function_of_few(node, nodes) or _table(node, nodes)]
     return [node]
+
+
+def _function_of_few(node: Node, nodes: dict[str, Node]) -> Node | None:
+    """A table of what the node is, if it depends on one integer alone, and that is certainly one of 0, ..., 7."""
+    found = _values(node.name, nodes | {node.name: node})
+    if found is None or found[0] == "":
+        return None
+    e, values = found
+    table = tuple(_bits(x) if node.dtype == "float32" else str(int(x)) for x in values)
+    return node._replace(operation="table inside", arguments=(e,), types=("int32",), table=table)
+
+
+COMPUTED = {
+    "ge": np.greater_equal, "gt": np.greater, "le": np.less_equal, "lt": np.less, "eq": np.equal, "ne": np.not_equal,
+    "and": np.bitwise_and, "select_n": lambda condition, no, yes: np.where(condition, yes, no),
+}  # fmt: skip
+
+
+def _values(x: str, nodes: dict[str, Node]) -> tuple[str, np.ndarray] | None:
+    """The integer that a value depends on and what it is for each of its values; "" for a constant."""
+    if _is_number(x):
+        return "", np.full(8, _value(x) if _is_float(x) else int(x))
+    if x not in nodes:
+        return None
+    node = nodes[x]
+    if node.table and node.operation == "table inside":
+        table = [_value(y) if _is_float(y) else int(y) for y in node.table]
+        return node.arguments[0], np.array((table + [table[-1]] * 8)[:8])
+    low, high = _limits(x, nodes)
+    if node.dtype == "int32" and low >= 0 and high <= 7:
+        return x, np.arange(8)
+    if node.operation not in COMPUTED:
+        return None
+    found = [_values(y, nodes) for y in node.arguments]
+    on = {y[0] for y in found if y is not None} - {""}
+    if None in found or len(on) > 1:
+        return None
+    return next(iter(on), ""), COMPUTED[node.operation](*(y[1] for y in found if y is not None))
 
 
 def _power_of_two(x: str, nodes: dict[str, Node]) -> bool:

@@ -43,7 +43,7 @@ def schedule(nodes: dict[str, Node], outputs: list[str], program: Program) -> Sc
         for name, node in nodes.items()
         if node.kind == "element"
         and (
-            any(_at(user, phase) > phase[name] for user in users[name])
+            any(_at(user, phase) > phase[name] or user.operation.startswith("reduce") for user in users[name])
             or any(value == name and at is not None and at > phase[name] for value, at in zip(outputs, stored, strict=True))
         )
     ]

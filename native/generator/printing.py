@@ -90,8 +90,6 @@ def _phase(phase: int, plan: Schedule, nodes: dict[str, Node], outputs: list[str
     for node in reductions:
         lines.append(f"    {_reduction(node)} r_{node.name};")
     lines.append("    for (int i = 0; i < kBlock; i += kLanes) {")
-    if reductions:
-        lines.append("      const M live = lanes() + i < call.valid;")
     needed = {a for n in here for a in n.arguments} | {n.arguments[0] for n in reductions}
     needed |= {outputs[k] for k in stores}
     for k, x in enumerate(program.inputs):
@@ -111,11 +109,15 @@ def _phase(phase: int, plan: Schedule, nodes: dict[str, Node], outputs: list[str
             store = {"F": "storeF", "U": "storeU"}.get(kind, "storeI")
             lines.append(f"      {store}(c_{node.name} + 4 * i, {node.name});")
     for node in reductions:
-        lines.append(f"      r_{node.name}.add(choose(live, F{{}}, {_argument(node.arguments[0], 'float32')}));")
+        lines.append(f"      r_{node.name}.add({_argument(node.arguments[0], 'float32')});")
     for k in stores:
         x = program.outputs[k]
         lines.append(f"      {TYPES[x.dtype][3]}(out{k} + i * {SIZES[x.dtype]}, {_written(outputs[k], program)});")
     lines.append("    }")
+    if reductions:
+        lines.append("    if (call.valid < kBlock) {")
+        lines += [f"      r_{n.name} = ragged<{_reduction(n)}>(c_{n.arguments[0]}, call.valid);" for n in reductions]
+        lines.append("    }")
     for node in reductions:
         lines.append(f"    const F {node.name} = r_{node.name}.result();")
     return lines
