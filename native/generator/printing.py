@@ -1,9 +1,10 @@
-"""A program as C++: straight lines in one loop over the vectors of a block, cut where a block is reduced to a number."""
+"""A program as C++: loops of straight lines over the vectors of a block."""
 
 import numpy as np
+from adamite.kernels.program import Program
 from grid import Kernel
 from lowering import Node, lower
-from phases import Schedule, schedule
+from phases import Loop, Schedule, schedule
 
 TYPES = {
     "float32": ("f32", "F", "loadF", "storeF"),
@@ -51,14 +52,14 @@ def print_kernel(kernel: Kernel) -> str:
         lines.append(f"  const {kind} s{operand[1:]} = as{kind}(splat(call.scalars[{place}]));")
     for node in nodes.values():
         if node.kind == "scalar" and not plan.moves[node.name]:
-            lines.append("  " + _define(node, nodes, program))
+            lines.append("  " + _define(node, nodes))
     for name in plan.carried:
         lines.append(f"  alignas(64) char c_{name}[4 * kBlock];")
     lines.append("  for (int64_t b = 0; b < call.blocks; ++b) {")
     lines.append("    [[maybe_unused]] const uint32_t base = call.base + (uint32_t)b * kBlock;")
     for node in nodes.values():
         if node.kind == "scalar" and plan.moves[node.name]:
-            lines.append("    " + _define(node, nodes, program))
+            lines.append("    " + _define(node, nodes))
     for k, x in enumerate(program.inputs):
         step = f"{SIZES[x.dtype]}" if x.kind == "block" else f"{SIZES[x.dtype]} * kBlock"
         lines.append(f"    const char* in{k} = call.in[{k}] + b * {step};")
@@ -67,59 +68,52 @@ def print_kernel(kernel: Kernel) -> str:
     for k, x in enumerate(program.outputs):
         step = f"{SIZES[x.dtype]}" if x.kind == "block" else f"{SIZES[x.dtype]} * kBlock"
         lines.append(f"    char* out{k} = call.out[{k}] + b * {step};")
-    for phase in range(plan.count):
-        lines += _phase(phase, plan, nodes, outputs, program)
+    for phase in range(1 + max(plan.phase.values())):
+        for node in nodes.values():
+            if node.kind == "block" and plan.phase[node.name] == phase and not node.operation.startswith("reduce"):
+                lines.append("    " + _define(node, nodes))
+        for loop in plan.loops:
+            if loop.phase == phase:
+                lines += _loop(loop, plan, nodes, outputs, program)
     for k, (x, value) in enumerate(zip(program.outputs, outputs, strict=True)):
         if x.kind == "block":
-            lines.append(f"    *({_scalar(x.dtype)}*)out{k} = {_written(value, program)}[0];")
+            lines.append(f"    *({_scalar(x.dtype)}*)out{k} = {value}[0];")
     lines += ["  }", "}", ""]
     return "\n".join(lines)
 
 
-def _phase(phase: int, plan: Schedule, nodes: dict[str, Node], outputs: list[str], program: object) -> list[str]:
-    """One loop over the block, and the numbers of the block that it ends with."""
-    lines = []
-    for node in nodes.values():
-        if node.kind == "block" and plan.phase[node.name] == phase and not node.operation.startswith("reduce"):
-            lines.append("    " + _define(node, nodes, program))
-    here = [n for n in nodes.values() if n.kind == "element" and plan.phase[n.name] == phase]
-    reductions = [n for n in nodes.values() if n.operation.startswith("reduce") and plan.phase[n.name] == phase + 1]
-    stores = [k for k, at in enumerate(plan.stored) if at == phase]
-    if not (here or reductions or stores):
-        return lines
-    for node in reductions:
-        lines.append(f"    {_reduction(node)} r_{node.name};")
+def _loop(
+    loop: Loop, plan: Schedule, nodes: dict[str, Node], outputs: list[str], program: Program
+) -> list[str]:
+    """A loop over the block, and the numbers that it reduces it to."""
+    reductions = [nodes[name] for name in loop.reductions]
+    lines = [f"    {_reduction(node)} r_{node.name};" for node in reductions]
     lines.append("    for (int i = 0; i < kBlock; i += kLanes) {")
-    needed = {a for n in here for a in n.arguments} | {n.arguments[0] for n in reductions}
-    needed |= {outputs[k] for k in stores}
+    needed = {a for name in loop.work for a in nodes[name].arguments} | {outputs[k] for k in loop.stores}
     for k, x in enumerate(program.inputs):
         if f"i{k}" in needed and x.kind == "element":
-            load = TYPES[x.dtype][2]
-            lines.append(f"      const {TYPES[x.dtype][1]} i{k} = {load}(in{k} + i * {SIZES[x.dtype]});")
+            _, kind, load, _ = TYPES[x.dtype]
+            lines.append(f"      const {kind} i{k} = {load}(in{k} + i * {SIZES[x.dtype]});")
     for name in plan.carried:
-        if name in needed and plan.phase[name] < phase:
-            kind = TYPES[nodes[name].dtype]
-            lines.append(f"      const {kind[1]} {name} = {kind[2]}(c_{name} + 4 * i);".replace("loadBf16", "loadF"))
-            if kind[1] == "I":
-                lines[-1] = f"      const I {name} = loadI(c_{name} + 4 * i);"
-    for node in here:
-        lines.append("      " + _define(node, nodes, program))
-        if node.name in plan.carried:
-            kind = TYPES[node.dtype][1]
-            store = {"F": "storeF", "U": "storeU"}.get(kind, "storeI")
-            lines.append(f"      {store}(c_{node.name} + 4 * i, {node.name});")
+        kind = TYPES[nodes[name].dtype][1].replace("M", "I")
+        if name in needed and name not in loop.work:
+            lines.append(f"      const {kind} {name} = load{kind}(c_{name} + 4 * i);")
+    for name in loop.work:
+        lines.append("      " + _define(nodes[name], nodes))
+        if name in plan.carried:
+            kind = TYPES[nodes[name].dtype][1].replace("M", "I")
+            lines.append(f"      store{kind}(c_{name} + 4 * i, {name});")
     for node in reductions:
-        lines.append(f"      r_{node.name}.add({_argument(node.arguments[0], 'float32')});")
-    for k in stores:
+        lines.append(f"      r_{node.name}.add({node.arguments[0]});")
+    for k in loop.stores:
         x = program.outputs[k]
-        lines.append(f"      {TYPES[x.dtype][3]}(out{k} + i * {SIZES[x.dtype]}, {_written(outputs[k], program)});")
+        lines.append(f"      {TYPES[x.dtype][3]}(out{k} + i * {SIZES[x.dtype]}, {outputs[k]});")
     lines.append("    }")
     if reductions:
         lines.append("    if (call.valid < kBlock) {")
         lines += [f"      r_{n.name} = ragged<{_reduction(n)}>(c_{n.arguments[0]}, call.valid);" for n in reductions]
         lines.append("    }")
-    for node in reductions:
-        lines.append(f"    const F {node.name} = r_{node.name}.result();")
+    lines += [f"    const F {n.name} = r_{n.name}.result();" for n in reductions]
     return lines
 
 
@@ -127,7 +121,7 @@ def _reduction(node: Node) -> str:
     return {"reduce_max": "Largest", "reduce_min": "Smallest"}[node.operation]
 
 
-def _define(node: Node, nodes: dict[str, Node], program: object) -> str:
+def _define(node: Node, nodes: dict[str, Node]) -> str:
     kind = TYPES[node.dtype][1]
     types = [nodes[a].dtype if a in nodes else node.types[k] for k, a in enumerate(node.arguments)]
     arguments = [
@@ -208,10 +202,6 @@ def _number(x: object, dtype: str) -> str:
 
 def _scalar(dtype: str) -> str:
     return {"float32": "float", "uint32": "uint32_t"}.get(dtype, "int32_t")
-
-
-def _written(value: str, program: object) -> str:
-    return value
 
 
 def print_table(kernels: list[Kernel]) -> str:
