@@ -119,7 +119,13 @@ def _power_of_two(x: str, nodes: dict[str, Node]) -> bool:
         return _is_power(_value(k)) and _value(k) >= 2.0**-120 and rest in nodes and _masked(rest, nodes)
     if node.operation == "mul":
         y, k = node.arguments
-        return _is_float(k) and 2.0**-8 <= _value(k) <= 1 and _is_power(_value(k)) and y in nodes and _power_of_two(y, nodes)
+        return (
+            _is_float(k)
+            and 2.0**-8 <= _value(k) <= 1
+            and _is_power(_value(k))
+            and y in nodes
+            and _power_of_two(y, nodes)
+        )
     return False
 
 

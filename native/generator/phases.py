@@ -51,7 +51,9 @@ def schedule(nodes: dict[str, Node], outputs: list[str], program: Program) -> Sc
     where = {name: k for k, loop in enumerate(loops) for name in loop.work}
 
     places = {x.place: f"i{k}" for k, x in enumerate(program.inputs)}
-    last_read = {a: k for k, loop in enumerate(loops) for name in loop.work for a in nodes[name].arguments if a[0] == "i"}
+    last_read = {
+        a: k for k, loop in enumerate(loops) for name in loop.work for a in nodes[name].arguments if a[0] == "i"
+    }
     for k, (x, value) in enumerate(zip(program.outputs, outputs, strict=True)):
         if x.kind == "element":
             # An output may lie where its input does: it is written when that has been read for the last time.

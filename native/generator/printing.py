@@ -82,9 +82,7 @@ def print_kernel(kernel: Kernel) -> str:
     return "\n".join(lines)
 
 
-def _loop(
-    loop: Loop, plan: Schedule, nodes: dict[str, Node], outputs: list[str], program: Program
-) -> list[str]:
+def _loop(loop: Loop, plan: Schedule, nodes: dict[str, Node], outputs: list[str], program: Program) -> list[str]:
     """A loop over the block, and the numbers that it reduces it to."""
     reductions = [nodes[name] for name in loop.reductions]
     lines = [f"    {_reduction(node)} r_{node.name};" for node in reductions]
@@ -124,9 +122,7 @@ def _reduction(node: Node) -> str:
 def _define(node: Node, nodes: dict[str, Node]) -> str:
     kind = TYPES[node.dtype][1]
     types = [nodes[a].dtype if a in nodes else node.types[k] for k, a in enumerate(node.arguments)]
-    arguments = [
-        _wrapped(_argument(a, t), t, a, node.operation) for a, t in zip(node.arguments, types, strict=True)
-    ]
+    arguments = [_wrapped(_argument(a, t), t, a, node.operation) for a, t in zip(node.arguments, types, strict=True)]
     if node.operation == "convert_element_type":
         text = _converted(arguments[0], types[0], node.dtype, nodes.get(node.arguments[0]))
     elif node.operation == "bitcast_convert_type":
