@@ -18,11 +18,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import adamite
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+import adamite
 from adamite.kernels import native
 from adamite.kernels.fused import fused
 from adamite.kernels.program import Leaf
@@ -107,7 +108,7 @@ def _optax(grads: list[jax.Array]) -> tuple[dict[str, float], Callable[[], None]
 
 
 def _native(grads: list[jax.Array], settings: dict[str, Any]) -> tuple[dict[str, float], Callable[[], None]]:
-    tx = adamite.adamw(1e-3, weight_decay=0.1, **settings)
+    tx: Any = adamite.adamw(1e-3, weight_decay=0.1, **settings)
     dtype = jnp.bfloat16 if "rounding" in settings else jnp.float32
 
     def step(params: Any, grads: Any, state: Any) -> tuple[Any, Any]:
@@ -134,7 +135,7 @@ def _jitted(step: Any, tx: Any, params: Any, grads: Any) -> tuple[dict[str, floa
 
 
 def _torch(grads: list[jax.Array]) -> tuple[dict[str, float], Callable[[], None]]:
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]  # only where `make parity` has installed it
 
     weights = [torch.ones(g.shape, requires_grad=True) for g in grads]
     for weight, g in zip(weights, grads, strict=True):

@@ -15,6 +15,7 @@ FILES = 8
 
 
 def main() -> None:
+    """Read the arguments and write the files."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--only", default="", help="a part of the names of the recipes to generate")

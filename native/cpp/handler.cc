@@ -1,8 +1,8 @@
 // The XLA custom call that steps a group of leaves, each in place or into other buffers.
 //
-// Arguments: for each kernel the operands, uint32; then for each leaf the arrays that its kernel reads. Results: for each
-// leaf the arrays that its kernel writes. Attributes: `kernels`, names with commas between them; and of each leaf `kernel`
-// (an index into these), `number` (for random bits), `rows` and `columns` (the elements along its last axis).
+// Arguments: for each kernel the operands, uint32; then for each leaf the arrays that its kernel reads. Results: for
+// each leaf the arrays that its kernel writes. Attributes: `kernels`, names with commas between them; and of each leaf
+// `kernel` (an index into these), `number` (for random bits), `rows` and `columns` (the elements along its last axis).
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>

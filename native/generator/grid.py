@@ -3,10 +3,11 @@
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import adamite
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+import adamite
 from adamite.kernels.fused import fused
 from adamite.kernels.program import Leaf, Program, program
 

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+
 from adamite.kernels.program import Program
 
 
@@ -112,7 +113,7 @@ def _values(x: str, nodes: dict[str, Node]) -> tuple[str, np.ndarray] | None:
 
 
 def _power_of_two(x: str, nodes: dict[str, Node]) -> bool:
-    """Whether a value is certainly 0, infinite or a power of two, and not 0 or so small that its inverse is infinite."""
+    """Whether a value is certainly infinite or a power of two, of which the inverse is one, too."""
     node = nodes[x]
     if node.operation == "larger_than":
         k, rest = node.arguments

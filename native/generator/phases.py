@@ -8,8 +8,9 @@ processor works at together. What crosses a cut is kept in the fastest cache.
 
 from typing import NamedTuple
 
-from adamite.kernels.program import Program
 from lowering import Node
+
+from adamite.kernels.program import Program
 
 LONGEST = 40
 """Operations of a loop, about."""

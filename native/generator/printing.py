@@ -1,10 +1,11 @@
 """A program as C++: loops of straight lines over the vectors of a block."""
 
 import numpy as np
-from adamite.kernels.program import Program
 from grid import Kernel
 from lowering import Node, lower
 from phases import Loop, Schedule, schedule
+
+from adamite.kernels.program import Program
 
 TYPES = {
     "float32": ("f32", "F", "loadF", "storeF"),

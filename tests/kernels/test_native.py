@@ -5,16 +5,18 @@ sums (``a * b + c`` rounded once) on processors that can; there the numbers diff
 """
 
 import functools
+import operator
 import os
 import subprocess
 import sys
 
-import adamite
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+
+import adamite
 from adamite.kernels import native
 from adamite.kernels.fused import fused
 from adamite.kernels.program import Leaf
@@ -223,8 +225,10 @@ def test_many_leaves_under_scan_and_vmap():
     states = jax.vmap(tx.init)(two[0])
     stepped = jax.vmap(functools.partial(by_kernels, tx))(*two, states)
     for k in (0, 1):
-        own = jax.tree.map(lambda x: x[k], (*two, states))
-        assert_same_bits(jax.tree.map(lambda x: x[k], stepped), jax.jit(functools.partial(by_kernels, tx))(*own))
+        own = jax.tree.map(operator.itemgetter(k), (*two, states))
+        assert_same_bits(
+            jax.tree.map(operator.itemgetter(k), stepped), jax.jit(functools.partial(by_kernels, tx))(*own)
+        )
 
 
 SCRIPT = """

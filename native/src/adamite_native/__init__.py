@@ -17,8 +17,8 @@ _HERE = pathlib.Path(__file__).parent
 def kernels() -> dict[str, dict[str, Any]]:
     """What each kernel is, by the name of its program.
 
-    ``fixed`` are the operands that are compiled in, by their place, as the bits of a float32; ``of`` says in words which
-    steps it does.
+    ``fixed`` are the operands that are compiled in, by their place, as the bits of a float32; ``of`` says in words
+    which steps it does.
     """
     return json.loads((_HERE / "kernels.json").read_text())
 

@@ -15,7 +15,7 @@ class Fused(NamedTuple):
     """One step of a leaf."""
 
     step: Callable[..., tuple[jax.Array, Any]]
-    """``step(scalars, number, index, g, p, stored) -> (p, stored)``: `number` is the leaf's in the tree, and ``index()``
+    """``step(scalars, number, index, g, p, stored) -> (p, stored)``: `number` is the leaf's in the tree, ``index()``
     gives the number of each element in the leaf, uint32."""
 
     block: int

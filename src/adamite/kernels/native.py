@@ -1,7 +1,7 @@
 """Steps of leaves by the compiled kernels of adamite-native, on CPUs.
 
-One custom call steps a group of leaves, in place where XLA lets it. Groups are small, because the time that XLA takes for
-the aliases of one call grows with the square of their number.
+One custom call steps a group of leaves, in place where XLA lets it. Groups are small, because the time that XLA takes
+for the aliases of one call grows with the square of their number.
 """
 
 import functools
@@ -116,7 +116,7 @@ def _has(its: Program) -> bool:
 @functools.cache
 def _library() -> ModuleType | None:
     try:
-        import adamite_native
+        import adamite_native  # pyright: ignore[reportMissingImports]  # a package of its own
     except ImportError:
         return None
     return adamite_native

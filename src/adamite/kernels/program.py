@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
 from adamite.storage import Quantized
 
@@ -89,7 +89,7 @@ class Program(NamedTuple):
 
     def operands(self, scalars: Any, wanted: Sequence[int]) -> list[jax.Array]:
         """The operands of these numbers, as arrays of shape ()."""
-        computed = iter(jax.jit(jax.extend.core.jaxpr_as_fun(self.outer))(*arrays_of(scalars)))
+        computed = iter(jaxpr_as_fun(self.outer)(*arrays_of(scalars)))
         values = [next(computed) if x is None else x for x in self.literals]
         return [jnp.asarray(values[k], self.scalars[k]) for k in wanted]
 
@@ -98,7 +98,7 @@ class Unsupported(Exception):  # noqa: N818
     """A step that has no program; the message says why."""
 
 
-def arrays_of(scalars: Any) -> list[jax.Array]:
+def arrays_of(scalars: Any) -> list[Any]:
     """The arrays among the scalars, in order."""
     return [x for x in jax.tree.leaves(scalars) if isinstance(x, (jax.Array, np.ndarray))]
 
