@@ -17,13 +17,24 @@ help:  ## say what there is
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-train: .venv/ready  ## train a classifier and a language model with adamite, write out/ (2 minutes)
+NATIVE := $(shell find native -type f -not -path '*/build/*') $(wildcard src/adamite/*.py src/adamite/*/*.py)
+
+# It may fail, as where there is no compiler: adamite then steps with XLA.
+.venv/native: .venv/ready $(NATIVE)
+	@echo "Building adamite-native, the compiled steps for this processor (a minute or two, once)"
+	@if ! command -v c++ > /dev/null; then echo "There is no C++ compiler (c++): steps will be XLA's alone"; \
+	elif PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  --no-build-isolation --no-index -C cmake.define.ADAMITE_HERE=ON ./native > .venv/native.log 2>&1; then :; \
+	else tail -n 20 .venv/native.log; echo "It could not be built (.venv/native.log): steps will be XLA's alone"; fi
+	@touch $@
+
+train: .venv/native  ## train a classifier and a language model with adamite, write out/ (2 minutes)
 	$(BIN)/python examples/train $(ARGS)
 
-test: .venv/ready  ## all tests but the slow ones, and the doctests
+test: .venv/native  ## all tests but the slow ones, and the doctests
 	$(PYTEST) -m "not slow" $(ARGS)
 
-test-all: .venv/ready  ## every test that this machine can run
+test-all: .venv/native  ## every test that this machine can run
 	$(PYTEST) $(ARGS)
 
 mutants: .venv/ready  ## break every rule in every place, and see that the golden trajectories notice
@@ -39,7 +50,7 @@ types: .venv/ready  ## static types
 examples: .venv/ready  ## run every example, each draws a picture into out/
 	$(BIN)/python examples/all.py
 
-bench: .venv/ready  ## step, trace and compile time beside optax, median of paired runs, JSON into out/
+bench: .venv/native  ## step, trace and compile time beside optax, median of paired runs, JSON into out/
 	$(BIN)/python benchmarks/adam_step.py $(ARGS)
 
 bench-lean: .venv/ready  ## final loss, bytes and time of every way to keep moments and weights (half an hour)
@@ -89,4 +100,4 @@ lock:  ## write requirements.lock anew (needs uv)
 	  --custom-compile-command "make lock" -q -o requirements.lock
 
 clean:  ## remove what the commands above made
-	rm -rf .venv out docs/_build .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv native/build out docs/_build .pytest_cache .ruff_cache .hypothesis

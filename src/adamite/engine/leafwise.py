@@ -89,7 +89,9 @@ class Pass:
         for number, (row, g) in enumerate(zip(rows, jax.tree.leaves(like, is_leaf=is_none), strict=True)):
             if row.g is not None:
                 leaf = Leaf(number, as_array(row.g), as_array(row.p), row.stored, as_array(g).dtype)
-                by_engine.setdefault(kernels.choose(engine, self.fused, leaf, self.part.elementwise), []).append(leaf)
+                by_engine.setdefault(
+                    kernels.choose(engine, self.fused, scalars, leaf, self.part.elementwise), []
+                ).append(leaf)
         by_xla = {leaf.number: leaf for leaf in by_engine.pop("xla", ())}
         for number, (u, stored) in self._updated(scalars, {number: rows[number] for number in by_xla}).items():
             results[number] = moved(rows[number].p, self._rounded(u, by_xla[number].dtype)), stored

@@ -17,6 +17,7 @@ import jax
 from jax.core import Tracer
 from jax.sharding import AxisType
 
+from adamite.kernels import native
 from adamite.kernels.leaf import Fused, Leaf
 
 ENGINES = ("auto", "xla", "pallas", "native")
@@ -47,12 +48,19 @@ def recorded() -> Iterator[list[Choice]]:
 
 def wanted(engine: str) -> bool:
     """Whether any kernel may be asked for a leaf, on this machine."""
-    return engine in ("pallas", "native") or (engine == "auto" and jax.default_backend() == "tpu")
+    return _asked(engine) != "xla"
 
 
-def choose(engine: str, fused: Fused, leaf: Leaf, elementwise: bool) -> str:
+def choose(engine: str, fused: Fused, scalars: Any, leaf: Leaf, elementwise: bool) -> str:
     """The engine that takes a leaf: "xla", or another that was asked for and can."""
-    name, why = _chosen(engine, fused, leaf) if elementwise else ("xla", "its step needs the whole leaf")
+    asked = _asked(engine)
+    why = "" if asked == "xla" else _elsewhere(leaf) if elementwise else "its step needs the whole leaf"
+    if asked != "xla" and not why:
+        why = native.why_not(fused, scalars, leaf) if asked == "native" else _pallas().why_not(fused, leaf)
+    if engine == "auto" and asked == "pallas" and not why:
+        plain = fused.block == 1 or leaf.p.ndim < 2 or leaf.p.shape[-1] % 128
+        why = "XLA moves as few bytes" if plain else ""
+    name = "xla" if why else asked
     choices = _record.get()
     if choices is not None:
         choices.append(Choice(leaf.number, name, why))
@@ -61,12 +69,12 @@ def choose(engine: str, fused: Fused, leaf: Leaf, elementwise: bool) -> str:
 
 def take(name: str, fused: Fused, scalars: Any, leaves: Sequence[Leaf]) -> list[tuple[jax.Array, Any]]:
     """One step of several leaves by an engine that can take them."""
-    del name
-    from adamite.kernels import gpu, tpu  # here, for whoever wants no kernel should not wait for Pallas
+    if name == "native":
+        return native.run(fused, scalars, leaves)
+    if jax.default_backend() != "cpu":
+        return _pallas().run(fused, scalars, leaves)
+    from adamite.kernels import gpu, tpu
 
-    for platform, kernel in (("tpu", tpu), ("gpu", gpu)):
-        if jax.default_backend() == platform:
-            return kernel.run(fused, scalars, leaves)
     return jax.lax.platform_dependent(
         tpu=lambda: tpu.run(fused, scalars, leaves),
         cuda=lambda: gpu.run(fused, scalars, leaves),
@@ -74,15 +82,19 @@ def take(name: str, fused: Fused, scalars: Any, leaves: Sequence[Leaf]) -> list[
     )
 
 
-def _chosen(engine: str, fused: Fused, leaf: Leaf) -> tuple[str, str]:
-    if engine == "native":
-        return "xla", "adamite-native is not installed"
-    from adamite.kernels import tpu
+def _asked(engine: str) -> str:
+    """What is asked for, on this machine."""
+    if engine != "auto":
+        return engine
+    platform = jax.default_backend()
+    return "pallas" if platform == "tpu" else "native" if platform == "cpu" and native.installed() else "xla"
 
-    why = _elsewhere(leaf) or tpu.why_not(fused, leaf)
-    if why or (engine == "auto" and (fused.block == 1 or leaf.p.ndim < 2 or leaf.p.shape[-1] % 128)):
-        return "xla", why or "XLA moves as few bytes"
-    return "pallas", ""
+
+def _pallas() -> Any:
+    """This machine's kernel. It is imported here, for whoever wants none should not wait for Pallas."""
+    from adamite.kernels import gpu, tpu
+
+    return gpu if jax.default_backend() == "gpu" else tpu
 
 
 def _elsewhere(leaf: Leaf) -> str:

@@ -41,18 +41,16 @@ def kind(x: Any, p: Any, block: int) -> str:
     """
     if x.shape == p.shape:
         return "each"
-    if math.prod(x.shape) == 1:
-        return "all"
-    blocks = (*p.shape[:-1], math.ceil(p.shape[-1] / block)) if p.ndim else ()
-    return "block" if x.shape == blocks else ""
+    if p.ndim and x.shape == (*p.shape[:-1], math.ceil(p.shape[-1] / block)):
+        return "block"
+    return "all" if math.prod(x.shape) == 1 else ""
 
 
 def unserved(fused: Fused, leaf: Leaf, dtypes: Sequence[Any]) -> str:
     """Why no kernel can take this leaf; "" if one may."""
-    arrays = jax.tree.leaves((leaf.g, leaf.p, leaf.stored))
     if not leaf.p.size:
         return "it has no elements"
-    for x in arrays:
+    for x in jax.tree.leaves((leaf.g, leaf.p, leaf.stored)):
         if x.dtype not in dtypes:
             return f"no kernel is for {x.dtype.name}"
     if leaf.g.shape != leaf.p.shape or not all(kind(x, leaf.p, fused.block) for x in jax.tree.leaves(leaf.stored)):

@@ -162,5 +162,5 @@ def _largest(x: jax.Array, blocks: int, unsigned: bool) -> jax.Array:
     if not unsigned:
         low = x.min(-1, keepdims=blocks == 1)
         high = jnp.where(high >= -low, high, low)
-    wrong = jnp.any(jnp.isnan(x), -1, keepdims=blocks == 1)  # which XLA's largest on CPUs may miss
-    return jnp.where(wrong, jnp.nan, high)
+    wrong = jnp.isnan(x).astype(jnp.float32).max(-1, keepdims=blocks == 1)  # XLA's largest on CPUs may miss a NaN
+    return jnp.where(wrong > 0, jnp.nan, high)

@@ -1,0 +1,246 @@
+// The XLA custom call that steps a group of leaves, each in place or into other buffers.
+//
+// Arguments: for each kernel the operands, uint32; then for each leaf the arrays that its kernel reads. Results: for
+// each leaf the arrays that its kernel writes. Attributes: `kernels`, names with commas between them; and of each leaf
+// `kernel` (an index into these), `number` (for random bits), `rows` and `columns` (the elements along its last axis).
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "chunks.h"
+#include "kernel.h"
+#include "subnormals.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+namespace adamite {
+namespace {
+
+constexpr int64_t kChunk = 128;  // blocks, 32768 elements: enough to be worth a thread, and every thread gets some
+
+struct Leaf {
+  const Kernel* kernel;
+  Function function;
+  const uint32_t* scalars;
+  uint32_t number;
+  int64_t rows, columns;
+  std::vector<const char*> in;
+  std::vector<char*> out;
+
+  int64_t blocks_in_row() const { return (columns + kBlock - 1) / kBlock; }
+  int64_t blocks() const { return rows * blocks_in_row(); }
+};
+
+// Blocks of a leaf.
+struct Range {
+  const Leaf* leaf;
+  int64_t first, last;
+};
+
+int64_t Offset(const Array& array, int64_t element, int64_t block) {
+  return array.per_block ? block * SizeOf(array.type) : element * SizeOf(array.type);
+}
+
+// A block that is not full: a copy of it is filled up with zeros, so that kernels know full ones only.
+void StepRagged(const Leaf& leaf, Call call, int32_t valid) {
+  alignas(64) char in[kMaxArrays][4 * kBlock], out[kMaxArrays][4 * kBlock];
+  const char* from[kMaxArrays];
+  char* to[kMaxArrays];
+  const Kernel& kernel = *leaf.kernel;
+  auto bytes = [&](const Array& array) { return SizeOf(array.type) * (array.per_block ? 1 : valid); };
+  for (int k = 0; k < kernel.inputs; ++k) {
+    from[k] = call.in[k];
+    std::memset(in[k], 0, sizeof in[k]);
+    std::memcpy(in[k], from[k], bytes(kernel.in[k]));
+    call.in[k] = in[k];
+  }
+  for (int k = 0; k < kernel.outputs; ++k) {
+    to[k] = call.out[k];
+    call.out[k] = out[k];
+  }
+  call.blocks = 1;
+  call.valid = valid;
+  leaf.function(call);
+  for (int k = 0; k < kernel.outputs; ++k) std::memcpy(to[k], out[k], bytes(kernel.out[k]));
+}
+
+void Step(const Range& range) {
+  const Leaf& leaf = *range.leaf;
+  const Kernel& kernel = *leaf.kernel;
+  const int64_t in_row = leaf.blocks_in_row(), full = leaf.columns / kBlock;
+  for (int64_t block = range.first; block < range.last;) {
+    const int64_t row = block / in_row, column = block % in_row;
+    const int64_t element = row * leaf.columns + column * kBlock;
+    Call call;
+    call.scalars = leaf.scalars;
+    call.number = leaf.number;
+    call.base = static_cast<uint32_t>(element);
+    call.valid = kBlock;
+    for (int k = 0; k < kernel.inputs; ++k) call.in[k] = leaf.in[k] + Offset(kernel.in[k], element, block);
+    for (int k = 0; k < kernel.outputs; ++k) call.out[k] = leaf.out[k] + Offset(kernel.out[k], element, block);
+    call.blocks = std::min(range.last - block, full - column);
+    if (call.blocks > 0) {
+      leaf.function(call);
+      block += call.blocks;
+    } else {
+      StepRagged(leaf, call, static_cast<int32_t>(leaf.columns % kBlock));
+      ++block;
+    }
+  }
+}
+
+ffi::Error Invalid(std::string what) {
+  return ffi::Error(ffi::ErrorCode::kInvalidArgument, "adamite_step: " + std::move(what));
+}
+
+const Kernel* Find(std::string_view name) {
+  const Kernel* end = kernels + kKernels;
+  const Kernel* found =
+      std::lower_bound(kernels, end, name, [](const Kernel& kernel, std::string_view x) { return kernel.name < x; });
+  return found != end && found->name == name ? found : nullptr;
+}
+
+ffi::DataType DataTypeOf(Type type) {
+  switch (type) {
+    case Type::f32: return ffi::DataType::F32;
+    case Type::bf16: return ffi::DataType::BF16;
+    case Type::i32: return ffi::DataType::S32;
+    case Type::u32: return ffi::DataType::U32;
+    case Type::i16: return ffi::DataType::S16;
+    case Type::i8: return ffi::DataType::S8;
+    case Type::u8: return ffi::DataType::U8;
+  }
+  return ffi::DataType::INVALID;
+}
+
+// What is wrong with a buffer for that array; empty if nothing is.
+std::string Fault(const ffi::AnyBuffer& buffer, const Array& array, const Leaf& leaf) {
+  if (buffer.element_type() != DataTypeOf(array.type)) return "has another dtype than its kernel";
+  const int64_t wanted = array.per_block ? leaf.blocks() : leaf.rows * leaf.columns;
+  const int64_t count = static_cast<int64_t>(buffer.element_count());
+  if (count != wanted) return "has " + std::to_string(count) + " elements instead of " + std::to_string(wanted);
+  if (buffer.untyped_data() == nullptr) return "has no data";
+  return "";
+}
+
+// The leaves that a call describes, or what is wrong with it.
+ffi::Error Read(const ffi::RemainingArgs& args, const ffi::RemainingRets& rets, std::string_view names,
+                ffi::Span<const int64_t> kernel, ffi::Span<const int64_t> number, ffi::Span<const int64_t> rows,
+                ffi::Span<const int64_t> columns, std::vector<Leaf>& leaves) {
+  const size_t count = kernel.size();
+  if (number.size() != count || rows.size() != count || columns.size() != count) {
+    return Invalid("kernel, number, rows and columns must be as long as there are leaves");
+  }
+  std::vector<const Kernel*> known;
+  std::vector<const uint32_t*> scalars;
+  size_t arg = 0, ret = 0;
+  while (!names.empty()) {
+    const std::string_view name = names.substr(0, names.find(','));
+    names.remove_prefix(std::min(names.size(), name.size() + 1));
+    const Kernel* found = Find(name);
+    if (found == nullptr) return Invalid("there is no kernel " + std::string(name));
+    auto operands = args.get<ffi::AnyBuffer>(arg);
+    if (arg++ >= args.size() || operands.has_error()) return Invalid("too few arguments");
+    if (operands->element_type() != ffi::DataType::U32 ||
+        operands->element_count() != static_cast<size_t>(found->scalars)) {
+      return Invalid("kernel " + std::string(name) + " takes " + std::to_string(found->scalars) + " operands, uint32");
+    }
+    known.push_back(found);
+    scalars.push_back(static_cast<const uint32_t*>(operands->untyped_data()));
+  }
+  leaves.reserve(count);
+  for (size_t k = 0; k < count; ++k) {
+    const std::string which = "leaf " + std::to_string(k) + ": ";
+    if (kernel[k] < 0 || kernel[k] >= static_cast<int64_t>(known.size())) {
+      return Invalid(which + "there is no kernel number " + std::to_string(kernel[k]));
+    }
+    if (rows[k] < 1 || columns[k] < 1 || rows[k] > (int64_t{1} << 48) / columns[k]) {
+      return Invalid(which + "rows and columns must be positive, got " + std::to_string(rows[k]) + " and " +
+                     std::to_string(columns[k]));
+    }
+    const Kernel* its = known[kernel[k]];
+    Leaf leaf{its, Functions()[its - kernels], scalars[kernel[k]], static_cast<uint32_t>(number[k]), rows[k],
+              columns[k], {}, {}};
+    for (int j = 0; j < its->inputs; ++j, ++arg) {
+      if (arg >= args.size()) return Invalid(which + "too few arguments");
+      auto buffer = args.get<ffi::AnyBuffer>(arg);
+      if (buffer.has_error()) return buffer.error();
+      const std::string fault = Fault(*buffer, its->in[j], leaf);
+      if (!fault.empty()) return Invalid(which + "argument " + std::to_string(j) + " " + fault);
+      leaf.in.push_back(static_cast<const char*>(buffer->untyped_data()));
+    }
+    for (int j = 0; j < its->outputs; ++j, ++ret) {
+      if (ret >= rets.size()) return Invalid(which + "too few results");
+      auto buffer = rets.get<ffi::AnyBuffer>(ret);
+      if (buffer.has_error()) return buffer.error();
+      const std::string fault = Fault(**buffer, its->out[j], leaf);
+      if (!fault.empty()) return Invalid(which + "result " + std::to_string(j) + " " + fault);
+      leaf.out.push_back(static_cast<char*>((*buffer)->untyped_data()));
+    }
+    // Where no block ends before its row does, rows only cost time.
+    if (leaf.columns % kBlock == 0 || !its->by_rows) {
+      leaf.columns *= leaf.rows;
+      leaf.rows = 1;
+    }
+    leaves.push_back(std::move(leaf));
+  }
+  if (arg != args.size()) return Invalid("too many arguments");
+  if (ret != rets.size()) return Invalid("too many results");
+  return ffi::Error::Success();
+}
+
+// ADAMITE_NATIVE_THREADS limits the threads: for tests.
+int64_t Threads(const ffi::ThreadPool& pool) {
+  static const char* wish = std::getenv("ADAMITE_NATIVE_THREADS");
+  return wish ? std::max(1, std::atoi(wish)) : std::max<int64_t>(1, pool.num_threads());
+}
+
+ffi::Error StepLeaves(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets, std::string_view names,
+                      ffi::Span<const int64_t> kernel, ffi::Span<const int64_t> number, ffi::Span<const int64_t> rows,
+                      ffi::Span<const int64_t> columns) {
+  std::vector<Leaf> leaves;
+  if (auto error = Read(args, rets, names, kernel, number, rows, columns, leaves); error.failure()) return error;
+
+  std::vector<Range> ranges;
+  std::vector<size_t> starts;  // of each chunk, among the ranges
+  int64_t room = 0;
+  for (const Leaf& leaf : leaves) {
+    for (int64_t block = 0; block < leaf.blocks();) {
+      if (room == 0) {
+        starts.push_back(ranges.size());
+        room = kChunk;
+      }
+      const int64_t taken = std::min(room, leaf.blocks() - block);
+      ranges.push_back({&leaf, block, block + taken});
+      block += taken;
+      room -= taken;
+    }
+  }
+  const int64_t chunks = static_cast<int64_t>(starts.size());
+  starts.push_back(ranges.size());
+  OnThreads(pool, Threads(pool), chunks, [&ranges, &starts](int64_t chunk) {
+    SubnormalsAreZero guard;
+    for (size_t k = starts[chunk]; k < starts[chunk + 1]; ++k) Step(ranges[k]);
+  });
+  return ffi::Error::Success();
+}
+
+}  // namespace
+}  // namespace adamite
+
+extern "C" __attribute__((visibility("default"))) XLA_FFI_Error* AdamiteStep(XLA_FFI_CallFrame*);
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(AdamiteStep, adamite::StepLeaves,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .RemainingArgs()
+                                  .RemainingRets()
+                                  .Attr<std::string_view>("kernels")
+                                  .Attr<ffi::Span<const int64_t>>("kernel")
+                                  .Attr<ffi::Span<const int64_t>>("number")
+                                  .Attr<ffi::Span<const int64_t>>("rows")
+                                  .Attr<ffi::Span<const int64_t>>("columns"));

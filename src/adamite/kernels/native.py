@@ -1,0 +1,130 @@
+"""Steps of leaves by the compiled kernels of adamite-native, on CPUs.
+
+One custom call steps a group of leaves, in place where XLA lets it. Groups are small, because the time that XLA takes
+for the aliases of one call grows with the square of their number.
+"""
+
+import functools
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adamite.kernels.leaf import Fused, Leaf, unserved
+from adamite.kernels.program import Program, Unsupported, arrays_in, program
+
+GROUP = 64
+"""Leaves of one call, at most."""
+
+TARGET = "adamite_step"
+DTYPES = tuple(map(jnp.dtype, (jnp.float32, jnp.bfloat16, jnp.int8, jnp.uint8, jnp.int16)))
+
+
+def installed() -> bool:
+    """Whether there is adamite-native."""
+    return _library() is not None
+
+
+def why_not(fused: Fused, scalars: Any, leaf: Leaf) -> str:
+    """Why no kernel steps this leaf, in words; empty if one does."""
+    if _library() is None:
+        return "adamite-native is not installed"
+    if reason := unserved(fused, leaf, DTYPES):
+        return reason
+    try:
+        its = program(fused, scalars, leaf)
+    except Unsupported as error:
+        return str(error)
+    return "" if _has(its) else "no kernel of adamite-native does this step"
+
+
+def run(fused: Fused, scalars: Any, leaves: Sequence[Leaf]) -> list[tuple[jax.Array, Any]]:
+    """The new weights and what the state holds of each leaf; `why_not` must have said nothing for any of them."""
+    _register()
+    programs = [program(fused, scalars, leaf) for leaf in leaves]
+    operands = {id(its): _operands(its, scalars) for its in programs}
+    results: list[tuple[jax.Array, Any]] = []
+    for group in _batches(leaves, programs):
+        results += _call(group, operands)
+    return results
+
+
+def _batches(leaves: Sequence[Leaf], programs: Sequence[Program]) -> list[list[tuple[Leaf, Program]]]:
+    pairs = list(zip(leaves, programs, strict=True))
+    return [pairs[start : start + GROUP] for start in range(0, len(pairs), GROUP)]
+
+
+def _call(group: list[tuple[Leaf, Program]], operands: dict[int, jax.Array]) -> list[tuple[jax.Array, Any]]:
+    kinds = list({id(its): its for _, its in group}.values())
+    arguments = [operands[id(its)] for its in kinds]
+    shapes, aliases = [], {}
+    for leaf, its in group:
+        arrays = arrays_in(leaf)
+        places = {x.place: len(arguments) + k for k, x in enumerate(its.inputs)}
+        arguments += [arrays[x.place] for x in its.inputs]
+        for x in its.outputs:
+            if x.place in places:
+                aliases[places[x.place]] = len(shapes)
+            shapes.append(jax.ShapeDtypeStruct(arrays[x.place].shape, arrays[x.place].dtype))
+    call = jax.ffi.ffi_call(TARGET, shapes, input_output_aliases=aliases, vmap_method="sequential")
+    columns = [leaf.g.shape[-1] if leaf.g.ndim else 1 for leaf, _ in group]
+    results = iter(
+        call(
+            *arguments,
+            kernels=",".join(its.name for its in kinds),
+            kernel=np.array([[id(x) for x in kinds].index(id(its)) for _, its in group]),
+            number=np.array([leaf.number for leaf, _ in group]),
+            rows=np.array([leaf.g.size // n for (leaf, _), n in zip(group, columns, strict=True)]),
+            columns=np.array(columns),
+        )
+    )
+    stepped = []
+    for leaf, its in group:
+        arrays = arrays_in(leaf)
+        for x in its.outputs:
+            arrays[x.place] = next(results)
+        stepped.append((arrays[1], jax.tree.unflatten(jax.tree.structure(leaf.stored), arrays[2:])))
+    return stepped
+
+
+def _operands(its: Program, scalars: Any) -> jax.Array:
+    """The operands that are not compiled in, as the kernel takes them: 32 bits each."""
+    fixed = _fixed(its)
+    wanted = [k for k in range(len(its.scalars)) if k not in fixed]
+    values = its.operands(scalars, wanted)
+    bits = [jax.lax.bitcast_convert_type(x, jnp.uint32) if x.dtype != jnp.uint32 else x for x in values]
+    return jnp.stack(bits) if bits else jnp.zeros(0, jnp.uint32)
+
+
+def _fixed(its: Program) -> dict[int, int]:
+    library: Any = _library()
+    return {int(k): bits for k, bits in library.kernels()[its.name]["fixed"].items()}
+
+
+def _has(its: Program) -> bool:
+    """Whether there is a kernel, and with the constants of this program."""
+    library: Any = _library()
+    if its.name not in library.kernels():
+        return False
+    return all(
+        its.literals[k] is not None and int(np.float32(its.literals[k]).view(np.uint32)) == bits
+        for k, bits in _fixed(its).items()
+    )
+
+
+@functools.cache
+def _library() -> ModuleType | None:
+    try:
+        import adamite_native  # pyright: ignore[reportMissingImports]  # a package of its own
+    except ImportError:
+        return None
+    return adamite_native
+
+
+@functools.cache
+def _register() -> None:
+    library: Any = _library()
+    jax.ffi.register_ffi_target(TARGET, library.handler(), platform="cpu")
