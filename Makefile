@@ -4,7 +4,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help train test test-all mutants lint types examples bench bench-lean bench-codes bench-memory bench-scale bench-guards bench-checkpoint tpu-check multihost docs parity lock clean
+.PHONY: help train test test-all mutants lint types examples bench bench-engines bench-lean bench-codes bench-memory bench-scale bench-guards bench-checkpoint tpu-check multihost docs parity lock clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 20
@@ -52,6 +52,9 @@ examples: .venv/ready  ## run every example, each draws a picture into out/
 
 bench: .venv/native  ## step, trace and compile time beside optax, median of paired runs, JSON into out/
 	$(BIN)/python benchmarks/adam_step.py $(ARGS)
+
+bench-engines: .venv/native  ## whole steps by each engine, storage and rounding, beside optax and torch (10 minutes)
+	$(BIN)/python benchmarks/engines.py $(ARGS)
 
 bench-lean: .venv/ready  ## final loss, bytes and time of every way to keep moments and weights (half an hour)
 	$(BIN)/python benchmarks/lean.py $(ARGS)

@@ -1,7 +1,7 @@
 """What a step needs in memory, from the compiler: `make bench-memory` for a CPU, `make tpu-check` for a TPU.
 
-A step is ``update`` and ``apply_updates`` under one jit, parameters and state donated. It is compiled and not run; for
-one chip of a TPU v5e, without one. In bytes per parameter:
+A step is ``tx.step``, or ``update`` and ``apply_updates``, under one jit, parameters and state donated. It is compiled
+and not run; for one chip of a TPU v5e, without one, also by the Pallas kernel. In bytes per parameter:
 
     kept     what lives between steps: weights, gradients of the weights' dtype, state
     beside   what the program needs beside that for a while
@@ -9,6 +9,7 @@ one chip of a TPU v5e, without one. In bytes per parameter:
 """
 
 import argparse
+import contextlib
 import json
 import pathlib
 import time
@@ -21,13 +22,14 @@ import optax
 from adam_step import gpt2_small, machine
 from hlo_bytes import moved
 from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 import adamite
 
 TREES = {"one leaf of 16384 x 16384": [(16384, 16384)], "GPT-2 small, 148 leaves": gpt2_small()}
 CHOICES = [
     ("float32", None),
+    ("bfloat16", None),
     ("bfloat16", "stochastic"),
     ("bfloat16", "residual16"),
     ("int8", None),
@@ -36,22 +38,26 @@ CHOICES = [
 ]
 
 
-def optimizers() -> dict[str, tuple[Any, Any]]:
-    """Each with the dtype of its weights."""
-    ours: dict[str, tuple[Any, Any]] = {
-        f"{moments} moments, {rounding or 'float32'} weights": (
+def optimizers(engines: list[str]) -> dict[str, tuple[Any, Any, str]]:
+    """Each with the dtype of its weights and the engine of its step."""
+    ours: dict[str, tuple[Any, Any, str]] = {
+        f"{engine}: {moments} moments, {rounding or 'float32'} weights": (
             adamite.adamw(3e-4, moments=moments, rounding=rounding),
             jnp.bfloat16 if rounding else jnp.float32,
+            engine,
         )
+        for engine in engines
         for moments, rounding in CHOICES
     }
-    return {"optax.adamw, float32": (optax.adamw(3e-4), jnp.float32)} | ours
+    return {"optax.adamw, float32": (optax.adamw(3e-4), jnp.float32, "xla")} | ours
 
 
-def measure(tx: optax.GradientTransformation, params: Any, here: Sharding) -> dict[str, float]:
+def measure(tx: optax.GradientTransformation, params: Any, here: Sharding, engine: str = "xla") -> dict[str, float]:
     """Bytes per parameter of one step's program, compiled for the device of `here`."""
 
     def step(params: Any, state: Any, grads: Any) -> Any:
+        if isinstance(tx, adamite.Optimizer):
+            return tx.step(grads, state, params, engine=engine)
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
@@ -60,7 +66,9 @@ def measure(tx: optax.GradientTransformation, params: Any, here: Sharding) -> di
 
     params, state = placed(params), placed(jax.eval_shape(tx.init, params))
     start = time.perf_counter()
-    program: Any = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile()
+    mesh: Any = getattr(here, "mesh", None)
+    with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():  # tells Pallas what chip it is
+        program: Any = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile()
     n = sum(p.size for p in params)
     kept = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((params, params, state)))
     return {
@@ -79,15 +87,16 @@ def main() -> None:
     here: Sharding = SingleDeviceSharding(jax.devices()[0])
     if options.tpu:
         chips = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
-        here = NamedSharding(Mesh(np.array(chips[:1]), ("chip",)), PartitionSpec())
+        here = NamedSharding(Mesh(np.array(chips[:1]), ("chip",), (AxisType.Auto,)), PartitionSpec())
     result = {"compiled for": "TPU v5e" if options.tpu else "CPU", "machine": machine(), "trees": {}}
     for tree, shapes in TREES.items():
-        print(f"\n{tree}\n{'bytes per parameter':38}{'kept':>8}{'beside':>8}{'moved':>8}{'compile':>10}")
+        print(f"\n{tree}\n{'bytes per parameter':46}{'kept':>8}{'beside':>8}{'moved':>8}{'compile':>10}")
         rows = result["trees"][tree] = {}
-        for name, (tx, dtype) in optimizers().items():
-            row = rows[name] = measure(tx, [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes], here)
+        engines = ["xla", "pallas"] if options.tpu and len(shapes) == 1 else ["xla"]
+        for name, (tx, dtype, engine) in optimizers(engines).items():
+            row = rows[name] = measure(tx, [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes], here, engine)
             bytes_moved = f"{row['moved']:8.1f}" if options.tpu else f"{'':8}"
-            print(f"{name:38}{row['kept']:8.2f}{row['beside']:8.2f}{bytes_moved}{row['compile_s']:8.1f} s", flush=True)
+            print(f"{name:46}{row['kept']:8.2f}{row['beside']:8.2f}{bytes_moved}{row['compile_s']:8.1f} s", flush=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1) + "\n")
     print(f"\nwrote {options.out}")

@@ -410,3 +410,26 @@ def test_a_report_names_the_state_that_is_whole_on_each_device():
     spread = adamite.memory_report(adamite.sharding.zero1(adamite.adam(1e-3), mesh), params, shardings=everywhere)
     assert str(spread).endswith("\nwhole on each device: the state of params['odd']")
     assert "whole" not in str(adamite.memory_report(adamite.adam(1e-3), params, shardings=everywhere))
+
+
+def test_which_engine_takes_which_leaf():
+    params = {"w": jnp.zeros((16, 300)), "c": jnp.zeros(3, jnp.complex64)}
+    tx = adamite.adam(1e-3)
+    with jax.default_device(jax.devices()[0]):
+        told = {
+            leaf.path: (leaf.engine, leaf.why_xla) for leaf in adamite.memory_report(tx, params, engine="xla").leaves
+        }
+    assert told == {"params['w']": ("xla", ""), "params['c']": ("xla", "")}
+    assert all(leaf.engine == "" for leaf in adamite.memory_report(tx, params).leaves)
+    for slow in (adamite.with_telemetry(tx), optax.adam(1e-3)):
+        report = adamite.memory_report(slow, params, engine="pallas")
+        assert {leaf.why_xla for leaf in report.leaves} == {"this optimizer has no step in one pass"}
+        assert str(report).splitlines()[0].endswith("engine  why XLA")
+    whole = adamite.memory_report(adamite.stable_adamw(1e-3), params, engine="pallas").leaves
+    assert {leaf.why_xla for leaf in whole} == {"its step needs the whole leaf"}
+    many = adamite.memory_report(tx, params, engine="pallas").leaves  # eight devices here
+    assert {leaf.why_xla for leaf in many} == {
+        "jit does not show on which of several devices it is: use Explicit axes, or shard_map"
+    }
+    with pytest.raises(ValueError, match="engine must be one of 'auto', 'xla', 'pallas', 'native', got 'gpu'"):
+        adamite.memory_report(tx, params, engine="gpu")

@@ -16,6 +16,7 @@ from jax.tree_util import keystr, tree_flatten_with_path
 
 from adamite import checks
 from adamite.convert import UNSIGNED
+from adamite.engine.optimizer import engines
 from adamite.engine.ownership import Owned
 from adamite.sharding.layout import of_params, of_state
 from adamite.storage import Blockwise
@@ -51,6 +52,10 @@ class LeafMemory(NamedTuple):
     bytes: Bytes
     """On all devices together, each element counted once."""
     per_device: Bytes
+    engine: str = ""
+    """What takes its step: "xla", "pallas" or "native"; "" if it was not asked for."""
+    why_xla: str = ""
+    """Why it is XLA, if another was asked for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +92,8 @@ class MemoryReport:
         alike: dict[Any, list[LeafMemory]] = {}
         for leaf in self.leaves:
             alike.setdefault((leaf.shape, *leaf[2:]), []).append(leaf)
-        rows = [HEAD, *(_row(leaves) for leaves in alike.values())]
+        with_engines = any(leaf.engine for leaf in self.leaves)
+        rows = [[*HEAD, *(["engine", "why XLA"] if with_engines else [])], *map(_row, alike.values())]
         rows.append(["", "other", "", "", "", "", "", f"{self.other:,}", ""])
         rows.append([f"{len(self.leaves)}", "total", "", "", "", *(f"{n:,}" for n in self.bytes), ""])
         each = [f"{n / max(self.parameters, 1):.2f}" for n in self.bytes]
@@ -102,10 +108,12 @@ class MemoryReport:
 
 
 HEAD = ["count", "parameter", "shape", "dtype", "moments", "weights", "gradients", "state", "not quantized"]
-TEXT = (1, 2, 3, 4, 8)
+TEXT = (1, 2, 3, 4, 8, 9, 10)
 
 
-def memory_report(tx: optax.GradientTransformation, params: Any, *, shardings: Any = None) -> MemoryReport:
+def memory_report(
+    tx: optax.GradientTransformation, params: Any, *, shardings: Any = None, engine: str | None = None
+) -> MemoryReport:
     """What weights, gradients and optimizer state weigh, leaf by leaf. Nothing is allocated.
 
     Args:
@@ -114,6 +122,7 @@ def memory_report(tx: optax.GradientTransformation, params: Any, *, shardings: A
         shardings: tree of `jax.sharding.Sharding`, or a prefix of one. None: those of `params` that are of a
             mesh; else one device. Arrays of the state that have the shape of their parameter are sharded as it is,
             others of its rank (scales of blocks, averages over axes) where that divides them, the rest is replicated.
+        engine: say, too, what takes the step of each leaf in a jitted ``tx.step`` with this `engine`, in this process.
 
     Returns:
         The report. Its bytes of state are exactly those of ``tx.init(params)``. Gradients are taken to have the
@@ -122,7 +131,7 @@ def memory_report(tx: optax.GradientTransformation, params: Any, *, shardings: A
     Raises:
         TypeError: `tx` is no gradient transformation; a leaf of `params` has no shape and dtype; `shardings` holds
             something else.
-        ValueError: `shardings` has another structure than `params`, or does not divide a leaf.
+        ValueError: `shardings` has another structure than `params`, or does not divide a leaf; `engine` is unknown.
 
     Example:
         Eight bits of residual, two moments of eight bits, and weights and gradients in bfloat16 are seven bytes:
@@ -153,7 +162,12 @@ def memory_report(tx: optax.GradientTransformation, params: Any, *, shardings: A
             stored[array.owner].append((array, sharding))
     paths = [f"params{keystr(path)}" for path, _ in leaves]
     devices = max((sharding.num_devices for sharding in found if sharding is not None), default=1)
-    return MemoryReport(tuple(map(_leaf_memory, paths, abstract, found, stored)), other, devices)
+    report = MemoryReport(tuple(map(_leaf_memory, paths, abstract, found, stored)), other, devices)
+    if engine is None:
+        return report
+    choices = engines(tx, state, structure.unflatten(abstract), engine)
+    told = [leaf._replace(engine=e, why_xla=why) for leaf, (e, why) in zip(report.leaves, choices, strict=True)]
+    return dataclasses.replace(report, leaves=tuple(told))
 
 
 def _leaf_memory(
@@ -207,11 +221,13 @@ def _row(leaves: Sequence[LeafMemory]) -> list[str]:
     first = leaves[0]
     shape = " x ".join(map(str, first.shape))
     numbers = [f"{n:,}" for n in _sum(leaf.bytes for leaf in leaves)]
-    return [f"{len(leaves)}", first.path.removeprefix("params"), shape, first.dtype, first.moments, *numbers, first.why]
+    kept = [f"{len(leaves)}", first.path.removeprefix("params"), shape, first.dtype, first.moments, *numbers, first.why]
+    return [*kept, first.engine, first.why_xla] if first.engine else kept
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Columns of text to the left, of numbers to the right."""
+    """Columns of text to the left, of numbers to the right; short rows are filled up."""
+    rows = [[*row, *[""] * (len(rows[0]) - len(row))] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

@@ -5,6 +5,7 @@
 is ``update`` and then ``optax.apply_updates``, in whose place a kernel may come. The state is the same either way.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from adamite import checks
-from adamite.kernels import ENGINES, wanted
+from adamite.kernels import ENGINES, recorded, wanted
 from adamite.numerics import is_none
 
 Take = Callable[[optax.Updates, optax.OptState, optax.Params, str, dict[str, Any]], tuple[optax.Params, optax.OptState]]
@@ -78,6 +79,24 @@ def optimizer(init: Any, update: Any, take: Take | None = None) -> Optimizer:
     tx = Optimizer(init, update)
     tx.take = take
     return tx
+
+
+def engines(tx: optax.GradientTransformation, state: Any, params: optax.Params, engine: str) -> list[tuple[str, str]]:
+    """The engine of each parameter in a jitted step, and why it is XLA if another was asked for.
+
+    Args:
+        tx: any transformation.
+        state: its state, abstract or not.
+        params: tree of parameters, the like.
+        engine: as `Optimizer.step` takes it.
+    """
+    engine = checks.one_of("engine", engine, ENGINES)
+    step = functools.partial(as_optimizer(tx).step, engine=engine)
+    with recorded() as choices:
+        jax.eval_shape(step, params, state, params)
+    found = {choice.number: (choice.engine, choice.why) for choice in choices}
+    why = "this optimizer has no step in one pass" if engine not in ("auto", "xla") else ""
+    return [found.get(number, ("xla", why)) for number in range(len(jax.tree.leaves(params)))]
 
 
 def as_optimizer(tx: optax.GradientTransformation) -> Optimizer:

@@ -10,6 +10,7 @@ What an engine cannot take falls to xla, and is told: `adamite.memory_report` li
 
 import contextlib
 import contextvars
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ import jax
 from jax.core import Tracer
 from jax.sharding import AxisType
 
-from adamite.kernels import native
+from adamite.kernels import native, sharded
 from adamite.kernels.leaf import Fused, Leaf
 
 ENGINES = ("auto", "xla", "pallas", "native")
@@ -54,7 +55,7 @@ def wanted(engine: str) -> bool:
 def choose(engine: str, fused: Fused, scalars: Any, leaf: Leaf, elementwise: bool) -> str:
     """The engine that takes a leaf: "xla", or another that was asked for and can."""
     asked = _asked(engine)
-    why = "" if asked == "xla" else _elsewhere(leaf) if elementwise else "its step needs the whole leaf"
+    why = "" if asked == "xla" else _elsewhere(asked, fused, leaf) if elementwise else "its step needs the whole leaf"
     if asked != "xla" and not why:
         why = native.why_not(fused, scalars, leaf) if asked == "native" else _pallas().why_not(fused, leaf)
     if engine == "auto" and asked == "pallas" and not why:
@@ -71,6 +72,15 @@ def take(name: str, fused: Fused, scalars: Any, leaves: Sequence[Leaf]) -> list[
     """One step of several leaves by an engine that can take them."""
     if name == "native":
         return native.run(fused, scalars, leaves)
+    spread = [leaf for leaf in leaves if sharded.sharding_of(leaf.p)]
+    here = [leaf for leaf in leaves if not sharded.sharding_of(leaf.p)]
+    done = {leaf.number: sharded.run(_by_pallas, fused, scalars, leaf) for leaf in spread}
+    if here:
+        done |= zip([leaf.number for leaf in here], _by_pallas(fused, scalars, here), strict=True)
+    return [done[leaf.number] for leaf in leaves]
+
+
+def _by_pallas(fused: Fused, scalars: Any, leaves: Sequence[Leaf]) -> list[tuple[jax.Array, Any]]:
     if jax.default_backend() != "cpu":
         return _pallas().run(fused, scalars, leaves)
     from adamite.kernels import gpu, tpu
@@ -97,16 +107,19 @@ def _pallas() -> Any:
     return gpu if jax.default_backend() == "gpu" else tpu
 
 
-def _elsewhere(leaf: Leaf) -> str:
-    """Why a kernel, which knows one device only, cannot have the leaf; "" if it can."""
+def _elsewhere(asked: str, fused: Fused, leaf: Leaf) -> str:
+    """Why a kernel cannot have the leaf where it is; "" if it can."""
+    if sharded.sharding_of(leaf.p):
+        return "it is on several devices" if asked == "native" else sharded.why_not(fused, leaf)
     for x in jax.tree.leaves((leaf.g, leaf.p, leaf.stored)):
         if not isinstance(x, Tracer):
             if isinstance(x, jax.Array) and len(x.sharding.device_set) > 1:
                 return "it is on several devices"
-            continue
-        mesh = jax.typeof(x).sharding.mesh
-        if AxisType.Explicit in mesh.axis_types:
-            return "it is sharded over Explicit axes"
-        if jax.device_count() > 1 and AxisType.Manual not in mesh.axis_types:
-            return "jit does not show on which of several devices it is: use shard_map"
+        elif jax.device_count() > 1 and not _known(jax.typeof(x).sharding.mesh):
+            return "jit does not show on which of several devices it is: use Explicit axes, or shard_map"
     return ""
+
+
+def _known(mesh: Any) -> bool:
+    """Whether an array on this mesh, as far as its type shows it, is certainly on one device."""
+    return AxisType.Manual in mesh.axis_types or (bool(mesh.shape) and math.prod(mesh.shape.values()) == 1)

@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from adamite.kernels.leaf import Fused, Leaf, kind, split, step_once, typed, unserved
+from adamite.kernels.leaf import Fused, Leaf, first_of_row, kind, split, step_once, typed, unserved
 
 DTYPES = tuple(map(jnp.dtype, (jnp.float32, jnp.bfloat16, jnp.float16, jnp.int8, jnp.uint8, jnp.int16)))
 TILE, WARPS = 1024, 4
@@ -64,7 +64,7 @@ def run(fused: Fused, scalars: Any, leaves: Sequence[Leaf], *, interpret: bool =
 
 def _launch(fused: Fused, scalars: Any, leaves: Sequence[Leaf], interpret: bool) -> list[tuple[jax.Array, Any]]:
     """One kernel for some leaves."""
-    numbers, put = split(scalars)
+    numbers, put = split((scalars, [leaf.place.origin if leaf.place else 0 for leaf in leaves]))
     numbers = [x.reshape(1) for x in numbers]
     views = [_view(leaf.p, fused.block) for leaf in leaves]
     read = [jax.tree.flatten((leaf.g, leaf.p, leaf.stored)) for leaf in leaves]
@@ -74,14 +74,15 @@ def _launch(fused: Fused, scalars: Any, leaves: Sequence[Leaf], interpret: bool)
     def body(*refs: Any) -> None:
         left = list(refs)
         take = lambda n: [left.pop(0) for _ in range(n)]  # noqa: E731
-        values = put([ref[0] for ref in take(len(numbers))])
+        values, origins = put([ref[0] for ref in take(len(numbers))])
         inputs = [take(len(its)) for its in kinds]
         outputs = [take(len(its) - 1 - its.count("all")) for its in kinds]
         program = pl.program_id(0)
         for i, (leaf, view, (_, form)) in enumerate(zip(leaves, views, read, strict=True)):
 
             def mine(i: int = i, leaf: Leaf = leaf, view: View = view, form: Any = form) -> None:
-                _step_tile(fused, values, leaf, view, form, kinds[i], inputs[i], outputs[i], program - first[i])
+                tile, origin = program - first[i], jnp.asarray(origins[i], jnp.uint32)
+                _step_tile(fused, values, leaf, view, origin, form, kinds[i], inputs[i], outputs[i], tile)
 
             if len(leaves) == 1:
                 mine()
@@ -118,7 +119,16 @@ def _launch(fused: Fused, scalars: Any, leaves: Sequence[Leaf], interpret: bool)
 
 
 def _step_tile(
-    fused: Fused, scalars: Any, leaf: Leaf, view: View, form: Any, kinds: Any, ins: Any, outs: Any, tile: jax.Array
+    fused: Fused,
+    scalars: Any,
+    leaf: Leaf,
+    view: View,
+    origin: Any,
+    form: Any,
+    kinds: Any,
+    ins: Any,
+    outs: Any,
+    tile: Any,
 ) -> None:
     """Step one tile of a leaf."""
     across = tile % view.across
@@ -127,7 +137,14 @@ def _step_tile(
     where = {"each": (row, column), "block": (row, across + jnp.zeros((1, 1), jnp.int32)), "all": (0, 0)}
 
     def index() -> jax.Array:
-        return row.astype(jnp.uint32) * np.uint32(view.columns) + column.astype(jnp.uint32)
+        """Rows are of the last axis, or one row is the leaf."""
+        down, here = row.astype(jnp.uint32), column.astype(jnp.uint32)
+        if leaf.place is None or leaf.p.ndim < 2:
+            return down * jnp.uint32(view.columns) + here + origin
+        if view.columns != leaf.p.shape[-1]:
+            down, here = here // jnp.uint32(leaf.p.shape[-1]), here % jnp.uint32(leaf.p.shape[-1])
+        rows = jnp.uint32(leaf.p.shape[-2])
+        return first_of_row(leaf, down % rows, down // rows) + here + origin
 
     g, p, stored = form.unflatten([ref[where[what]] for ref, what in zip(ins, kinds, strict=True)])
     new = jax.tree.leaves(step_once(fused.step, leaf.dtype)(scalars, jnp.uint32(leaf.number), index(), g, p, stored))

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from adamite.random_bits import row_major
+
 
 class Fused(NamedTuple):
     """One step, weights included."""
@@ -24,14 +26,24 @@ class Fused(NamedTuple):
     """How many elements along the last axis are stepped together."""
 
 
+class Place(NamedTuple):
+    """Where a part lies in the whole leaf."""
+
+    shape: tuple[int, ...]
+    """Of the whole."""
+    origin: jax.Array
+    """The number of the part's first element, uint32 of shape ()."""
+
+
 class Leaf(NamedTuple):
-    """One leaf, before its step."""
+    """One leaf, or one device's part of it, before its step."""
 
     number: int
     g: jax.Array
     p: jax.Array
     stored: Any
     dtype: jnp.dtype
+    place: Place | None = None
 
 
 def kind(x: Any, p: Any, block: int) -> str:
@@ -70,6 +82,25 @@ def split(scalars: Any) -> tuple[list[jax.Array], Callable[[Sequence[Any]], Any]
         return structure.unflatten(new)
 
     return [leaves[i] for i in places], put
+
+
+def first_of_row(leaf: Leaf, row: Any, lead: Any = 0) -> Any:
+    """The number in the whole leaf of a row's first element, where rows and what leads them are counted in this part.
+
+    Args:
+        leaf: of at least two axes.
+        row: along the last axis but one, uint32.
+        lead: all axes before it taken together, uint32 of shape ().
+    """
+    *leading, rows, columns = leaf.p.shape
+    if leaf.place is None:
+        return (lead * jnp.uint32(rows) + row) * jnp.uint32(columns % 2**32)
+    *strides, stride, _ = row_major(leaf.place.shape)
+    first = row * jnp.uint32(stride % 2**32)
+    for length, stride in zip(reversed(leading), reversed(strides), strict=True):
+        lead, index = lead // jnp.uint32(length), lead % jnp.uint32(length)
+        first += index * jnp.uint32(stride % 2**32)
+    return first
 
 
 @functools.lru_cache(maxsize=8)

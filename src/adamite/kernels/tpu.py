@@ -19,7 +19,7 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from adamite.kernels.leaf import Fused, Leaf, kind, split, step_once, typed, unserved
+from adamite.kernels.leaf import Fused, Leaf, first_of_row, kind, split, step_once, typed, unserved
 
 DTYPES = tuple(map(jnp.dtype, (jnp.float32, jnp.bfloat16, jnp.int8, jnp.uint8, jnp.int16)))
 TILE, ROWS, WIDTH = 2**17, 32, 256
@@ -83,7 +83,7 @@ def _groups(fused: Fused, leaves: Sequence[Leaf]) -> list[list[int]]:
 
 def _launch(fused: Fused, scalars: Any, leaves: Sequence[Leaf], interpret: bool) -> list[tuple[jax.Array, Any]]:
     """One kernel for one leaf, or for several small ones, which are then whole in the fast memory."""
-    numbers, put = split(scalars)
+    numbers, put = split((scalars, [leaf.place.origin if leaf.place else 0 for leaf in leaves]))
     numbers = [x.reshape(1, 1) for x in numbers]
     alone = len(leaves) == 1
     views = [_view(leaf.p.shape, fused.block) for leaf in leaves]
@@ -93,12 +93,12 @@ def _launch(fused: Fused, scalars: Any, leaves: Sequence[Leaf], interpret: bool)
     def body(*refs: Any) -> None:
         left = list(refs)
         take = lambda n: [left.pop(0) for _ in range(n)]  # noqa: E731
-        values = put([ref[...] for ref in take(len(numbers))])
+        values, origins = put([ref[...] for ref in take(len(numbers))])
         inputs = [take(len(arrays)) for arrays, _ in read]
         outputs = [take(len(arrays)) for arrays, _ in written]
-        for leaf, view, (_, form), ins, outs in zip(leaves, views, read, inputs, outputs, strict=True):
-            at = tuple(pl.program_id(axis) for axis in range(3)) if alone else (0, 0, 0)
-            _step_tile(fused, values, leaf, view, form, ins, outs, at)
+        at = tuple(pl.program_id(axis) for axis in range(3)) if alone else (0, 0, 0)
+        for leaf, view, origin, (_, form), ins, outs in zip(leaves, views, origins, read, inputs, outputs, strict=True):
+            _step_tile(fused, values, leaf, view, jnp.asarray(origin, jnp.uint32), form, ins, outs, at)
 
     def spec(view: View, x: jax.Array, like: jax.Array) -> pl.BlockSpec:
         what = kind(x, like, fused.block)
@@ -136,10 +136,10 @@ def _launch(fused: Fused, scalars: Any, leaves: Sequence[Leaf], interpret: bool)
 
 
 def _step_tile(
-    fused: Fused, scalars: Any, leaf: Leaf, view: View, form: Any, ins: Sequence[Any], outs: Sequence[Any], at: Any
+    fused: Fused, scalars: Any, leaf: Leaf, view: View, origin: jax.Array, form: Any, ins: Any, outs: Any, at: Any
 ) -> None:
     """Step what a tile has of a leaf, block after block."""
-    (_, rows, columns), (depth, tall, wide) = view.shape, view.tile
+    columns, (depth, tall, wide) = view.shape[2], view.tile
     height, width = view.height, view.width
     blocks, rest = divmod(columns, width)
     here = wide // width  # how many whole blocks are in this tile
@@ -172,11 +172,15 @@ def _step_tile(
                 ref[layer, down, :] = new if x.shape[1] == 1 else jnp.where(_lanes(x) == number, new, x)
 
         def index() -> jax.Array:
-            first = [jnp.asarray(x, jnp.uint32) for x in (at[0] * depth + layer, at[1] * tall + row * height, number)]
-            shape = (height, width)
-            down = first[0] * np.uint32(rows) + first[1] + jax.lax.broadcasted_iota(jnp.uint32, shape, 0)
-            across = first[2] * np.uint32(view.width) + jax.lax.broadcasted_iota(jnp.uint32, shape, 1)
-            return down * np.uint32(columns % 2**32) + across
+            lead, top, left = (
+                jnp.asarray(x, jnp.uint32)
+                for x in (at[0] * depth + layer, at[1] * tall + row * height, number * view.width)
+            )
+            down = top + jax.lax.broadcasted_iota(jnp.uint32, (height, width), 0)
+            across = left + jax.lax.broadcasted_iota(jnp.uint32, (height, width), 1)
+            if leaf.p.ndim < 2:  # folded, in its own order
+                return down * jnp.uint32(columns) + across + origin
+            return first_of_row(leaf, down, lead) + across + origin
 
         g, p, stored = form.unflatten(map(load, ins, kinds))
         new = step_once(fused.step, leaf.dtype)(scalars, jnp.uint32(leaf.number), index(), g, p, stored)
