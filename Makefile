@@ -34,7 +34,7 @@ train: .venv/native  ## train a classifier and a language model with adamite, wr
 test: .venv/native  ## all tests but the slow ones, and the doctests
 	$(PYTEST) -m "not slow" $(ARGS)
 
-test-all: .venv/native  ## every test that this machine can run
+test-all: .venv/native out/libtpu  ## every test that this machine can run
 	$(PYTEST) $(ARGS)
 
 mutants: .venv/ready  ## break every rule in every place, and see that the golden trajectories notice

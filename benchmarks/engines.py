@@ -27,7 +27,7 @@ import optax
 from adam_step import gpt2_small, in_turns, machine, many_leaves, one_leaf
 
 import adamite
-from adamite.kernels import native
+from adamite.kernels.choice import native_is_installed
 
 TREES = {
     "one leaf of 64M": one_leaf,
@@ -171,7 +171,7 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/engines.json"))
     options = parser.parse_args()
     platform = jax.default_backend()
-    kernels = ["native"] if platform == "cpu" and native.installed() else ["pallas"] if platform != "cpu" else []
+    kernels = ["native"] if platform == "cpu" and native_is_installed() else ["pallas"] if platform != "cpu" else []
     result: dict[str, Any] = {"machine": machine(), "trees": {}}
     print(json.dumps(result["machine"]))
     for name, shapes in TREES.items():

@@ -25,7 +25,7 @@ FLOORS = [
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(ROOT.rglob("*.py"))
 ALLOWED = {"jax", "optax", "numpy", "adamite", *sys.stdlib_module_names}
-EXTRAS = {"checkpoint": {"orbax"}, "interop": {"safetensors"}}
+EXTRAS = {"checkpoint": {"orbax"}, "interop": {"safetensors"}, "kernels": {"adamite_native"}}
 
 
 def room_of(module: str) -> str:

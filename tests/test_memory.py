@@ -185,7 +185,7 @@ def test_a_step_of_one_huge_leaf_stays_far_below_float32(moments, rounding):
     """4 of them are the float32 update."""
     tx, params = adamite.adamw(1e-3, moments=moments, rounding=rounding), abstract([(8192, 8192)], jnp.bfloat16)
     kept = adamite.memory_report(tx, params).bytes_per_parameter
-    assert temporaries(tx, params) < 4.6
+    assert temporaries(tx, params) < 4.8
     assert kept + temporaries(tx, params) < 0.91 * 16
 
 

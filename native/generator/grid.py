@@ -10,7 +10,8 @@ import numpy as np
 import adamite
 from adamite.engine.leafwise import Pass
 from adamite.kernels.leaf import Leaf
-from adamite.kernels.program import Program, program
+from adamite.kernels.program import program
+from adamite.kernels.writing import Program
 
 SHAPE = (32, 256)
 """Of a leaf that int8 moments are quantized for."""

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from adamite.kernels.program import Program
+from adamite.kernels.writing import Program
 
 
 class Node(NamedTuple):

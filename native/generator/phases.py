@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from lowering import Node
 
-from adamite.kernels.program import Program
+from adamite.kernels.writing import Program
 
 LONGEST = 40
 """Operations of a loop, about."""

@@ -5,7 +5,7 @@ from grid import Kernel
 from lowering import Node, lower
 from phases import Loop, Schedule, schedule
 
-from adamite.kernels.program import Program
+from adamite.kernels.writing import Program
 
 TYPES = {
     "float32": ("f32", "F", "loadF", "storeF"),

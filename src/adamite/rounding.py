@@ -156,6 +156,10 @@ NAMES: dict[str, Rounding] = {
 
 def nearest(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """The number of `dtype` nearest to each float32, ties to even: float32. For the rest see `stochastic`."""
+    if dtype == jnp.bfloat16:  # the upper half of a float32
+        bits = _to_bits(x)
+        upper = (bits + 0x7FFF + ((bits >> 16) & 1)) & ~0xFFFF
+        return jnp.where(jnp.isfinite(x), _clip(_from_bits(upper), dtype), x)
     return _to_grid(x, dtype, _half_even)
 
 
@@ -189,10 +193,10 @@ def _half_up(q: jax.Array) -> jax.Array:
 
 
 def _half_even(q: jax.Array) -> jax.Array:
-    """As `jnp.round`, which not every kernel's compiler has."""
+    """As `jnp.round`, which not every kernel's compiler has. XLA knows that adding and subtracting 2^23 is nothing."""
     below = jnp.floor(q)
     odd = jnp.floor(below * 0.5) * 2 != below
-    return jnp.where((q - below > 0.5) | ((q - below == 0.5) & odd), below + 1, below)
+    return below + ((q - below > 0.5) | ((q - below == 0.5) & odd))
 
 
 def _clip(x: jax.Array, dtype: jnp.dtype) -> jax.Array:

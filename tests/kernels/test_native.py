@@ -23,10 +23,8 @@ from adamite.random_bits import element_index
 
 library = pytest.importorskip("adamite_native")
 
-SHAPES = [
-    (1,), (256,), (5003,), (4099, 2), (33, 127), (40, 129), (32, 256), (17, 255), (17, 257),
-    (3, 5, 7), (2, 3, 11, 101), (2, 2, 3, 5, 97),
-]  # fmt: skip
+SHAPES = [(5003,), (33, 127), (17, 257), (2, 2, 3, 5, 97)]
+MORE_SHAPES = [(1,), (256,), (4099, 2), (40, 129), (32, 256), (17, 255), (3, 5, 7), (2, 3, 11, 101)]
 FEW = [(257,), (15, 300)]
 
 WEIGHTS = [("float32", "float32", None), ("bfloat16", "bfloat16", None)] + [
@@ -98,13 +96,16 @@ def assert_like_xla(tx, shapes, dtype="float32", gradients="float32"):
 
 
 @pytest.mark.parametrize("weights", WEIGHTS, ids=str)
-@pytest.mark.parametrize("moments", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize(
+    "moments",
+    [pytest.param("float32", marks=pytest.mark.slow), pytest.param("bfloat16", marks=pytest.mark.slow), "int8"],
+)
 def test_steps_are_xlas_operations_to_the_bit(moments, weights):
     dtype, gradients, rounding = weights
     assert_like_xla(ADAMW(moments=moments, rounding=rounding), FEW, dtype, gradients)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, *(pytest.param(x, marks=pytest.mark.slow) for x in MORE_SHAPES)], ids=str)
 def test_shapes(shape):
     assert_like_xla(ADAMW(moments="int8", rounding="residual8"), [(3,), shape], "bfloat16", "bfloat16")
 
@@ -123,7 +124,9 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(x, marks=[pytest.mark.slow] * (x not in ("amsgrad", "lion", "a schedule"))) for x in RULES]
+)
 def test_rules_are_xlas_operations_to_the_bit(name):
     assert_like_xla(RULES[name], FEW)
 
@@ -254,7 +257,7 @@ print(hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(r
 def test_results_do_not_depend_on_threads_or_instructions():
     """The kernels of another instruction set, and one, two or eight threads, give the same bits."""
     found = set()
-    for threads, instructions in (("1", "v4"), ("2", "v4"), ("8", "v4"), ("2", "base"), ("1", "v3")):
+    for threads, instructions in (("1", "v4"), ("2", "v4"), ("8", "base")):
         environment = os.environ | {"ADAMITE_NATIVE_THREADS": threads, "ADAMITE_NATIVE_SET": instructions}
         command = [sys.executable, "-c", SCRIPT, os.path.dirname(__file__)]
         found.add(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)

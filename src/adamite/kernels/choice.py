@@ -10,6 +10,7 @@ What an engine cannot take falls to xla, and is told: `adamite.memory_report` li
 
 import contextlib
 import contextvars
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ import jax
 from jax.core import Tracer
 from jax.sharding import AxisType
 
-from adamite.kernels import native, sharded
+from adamite.kernels import sharded
 from adamite.kernels.leaf import Fused, Leaf
 
 ENGINES = ("auto", "xla", "pallas", "native")
@@ -57,7 +58,7 @@ def choose(engine: str, fused: Fused, scalars: Any, leaf: Leaf, elementwise: boo
     asked = _asked(engine)
     why = "" if asked == "xla" else _elsewhere(asked, fused, leaf) if elementwise else "its step needs the whole leaf"
     if asked != "xla" and not why:
-        why = native.why_not(fused, scalars, leaf) if asked == "native" else _pallas().why_not(fused, leaf)
+        why = _native().why_not(fused, scalars, leaf) if asked == "native" else _pallas().why_not(fused, leaf)
     if engine == "auto" and asked == "pallas" and not why:
         plain = fused.block == 1 or leaf.p.ndim < 2 or leaf.p.shape[-1] % 128
         why = "XLA moves as few bytes" if plain else ""
@@ -71,7 +72,7 @@ def choose(engine: str, fused: Fused, scalars: Any, leaf: Leaf, elementwise: boo
 def take(name: str, fused: Fused, scalars: Any, leaves: Sequence[Leaf]) -> list[tuple[jax.Array, Any]]:
     """One step of several leaves by an engine that can take them."""
     if name == "native":
-        return native.run(fused, scalars, leaves)
+        return _native().run(fused, scalars, leaves)
     spread = [leaf for leaf in leaves if sharded.sharding_of(leaf.p)]
     here = [leaf for leaf in leaves if not sharded.sharding_of(leaf.p)]
     done = {leaf.number: sharded.run(_by_pallas, fused, scalars, leaf) for leaf in spread}
@@ -97,11 +98,27 @@ def _asked(engine: str) -> str:
     if engine != "auto":
         return engine
     platform = jax.default_backend()
-    return "pallas" if platform == "tpu" else "native" if platform == "cpu" and native.installed() else "xla"
+    return "pallas" if platform == "tpu" else "native" if platform == "cpu" and native_is_installed() else "xla"
+
+
+@functools.cache
+def native_is_installed() -> bool:
+    """Whether there is adamite-native."""
+    try:
+        import adamite_native  # noqa: F401 (whether it can be)  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return False
+    return True
+
+
+def _native() -> Any:
+    from adamite.kernels import native
+
+    return native
 
 
 def _pallas() -> Any:
-    """This machine's kernel. It is imported here, for whoever wants none should not wait for Pallas."""
+    """This machine's kernel. Kernels are imported where one is wanted, for others should not wait for Pallas."""
     from adamite.kernels import gpu, tpu
 
     return gpu if jax.default_backend() == "gpu" else tpu

@@ -46,6 +46,11 @@ class Leaf(NamedTuple):
     place: Place | None = None
 
 
+def arrays_in(leaf: Leaf) -> list[Any]:
+    """The arrays of a leaf, its gradient and weights first."""
+    return [leaf.g, leaf.p, *jax.tree.leaves(leaf.stored)]
+
+
 def kind(x: Any, p: Any, block: int) -> str:
     """What an array of the state is to its weights: "each" element has one, each "block", "all" one together.
 

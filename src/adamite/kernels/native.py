@@ -13,19 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamite.kernels.leaf import Fused, Leaf, unserved
-from adamite.kernels.program import Program, Unsupported, arrays_in, program
+from adamite.kernels.leaf import Fused, Leaf, arrays_in, unserved
+from adamite.kernels.program import program
+from adamite.kernels.writing import Program, Unsupported
 
 GROUP = 64
 """Leaves of one call, at most."""
 
 TARGET = "adamite_step"
 DTYPES = tuple(map(jnp.dtype, (jnp.float32, jnp.bfloat16, jnp.int8, jnp.uint8, jnp.int16)))
-
-
-def installed() -> bool:
-    """Whether there is adamite-native."""
-    return _library() is not None
 
 
 def why_not(fused: Fused, scalars: Any, leaf: Leaf) -> str:

@@ -24,6 +24,8 @@ def sharding_of(x: Any) -> Any:
     own = jax.typeof(x).sharding if isinstance(x, Tracer) else getattr(x, "sharding", None)
     if not isinstance(own, NamedSharding) or AxisType.Manual in own.mesh.axis_types:
         return None
+    if isinstance(x, Tracer) and AxisType.Auto in own.mesh.axis_types:  # jit does not say how it is cut
+        return None
     return own if math.prod(own.mesh.shape.values()) > 1 else None
 
 

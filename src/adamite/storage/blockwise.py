@@ -153,6 +153,7 @@ def _spread(scales: jax.Array, n: int) -> jax.Array:
 
 def _largest(x: jax.Array, blocks: int, unsigned: bool) -> jax.Array:
     """The element of largest magnitude in each block, with its sign: (..., n) -> (..., blocks)."""
+    x = jnp.where(jnp.isnan(x), jnp.inf, x)  # XLA's largest on CPUs may miss a NaN
     n = x.shape[-1]
     if blocks > 1:
         block = _block(n, blocks)
@@ -162,5 +163,4 @@ def _largest(x: jax.Array, blocks: int, unsigned: bool) -> jax.Array:
     if not unsigned:
         low = x.min(-1, keepdims=blocks == 1)
         high = jnp.where(high >= -low, high, low)
-    wrong = jnp.isnan(x).astype(jnp.float32).max(-1, keepdims=blocks == 1)  # XLA's largest on CPUs may miss a NaN
-    return jnp.where(wrong > 0, jnp.nan, high)
+    return jnp.where(jnp.isinf(high), jnp.nan, high)
