@@ -10,6 +10,8 @@ import adamite
 from adamite.engine.leafwise import Leafwise, Pass
 from adamite.kernels import Leaf
 
+QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+"""For programs that run once."""
 ROUNDINGS = ("nearest", "stochastic", "residual8", "residual16")
 
 
@@ -32,7 +34,7 @@ def by(kernel: Any, tx: Leafwise, *, interpret: bool = True) -> Any:
         done = kernel.run(run.fused, scalars, leaves, interpret=interpret)
         return [p for p, _ in done], tx.part.end(state, [stored for _, stored in done], jax.tree.structure(grads))
 
-    return jax.jit(step)
+    return jax.jit(step, compiler_options=QUICKLY if interpret else None)
 
 
 def compare(kernel: Any, tx: Leafwise, shapes: Any, dtype: Any = jnp.float32, steps: int = 2) -> None:
