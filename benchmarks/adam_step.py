@@ -71,7 +71,8 @@ class Contender:
         self.params, self.state = jax.block_until_ready(self.step(self.params, self.state, self.grads))
 
 
-def torch_contender(shapes: list[tuple[int, ...]]) -> Run | None:
+def torch_contender(shapes: list[tuple[int, ...]], name: str = "Adam", **options: Any) -> Run | None:
+    """The step of torch's fused optimizer of that name, if torch is there."""
     try:
         import torch  # pyright: ignore[reportMissingImports]  # not a requirement: `make parity` installs it
     except ImportError:
@@ -79,7 +80,7 @@ def torch_contender(shapes: list[tuple[int, ...]]) -> Run | None:
     params = [torch.zeros(shape, requires_grad=True) for shape in shapes]
     for p in params:
         p.grad = torch.full(p.shape, 0.01)
-    return torch.optim.Adam(params, LEARNING_RATE, fused=True).step
+    return getattr(torch.optim, name)(params, LEARNING_RATE, fused=True, **options).step
 
 
 def in_turns(prepare: dict[str, Callable[[], Run]], rounds: int) -> dict[str, list[float]]:

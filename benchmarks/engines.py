@@ -24,10 +24,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from adam_step import gpt2_small, in_turns, machine, many_leaves, one_leaf
+from adam_step import LEARNING_RATE, gpt2_small, in_turns, machine, many_leaves, one_leaf, torch_contender
 
 import adamite
-from adamite.kernels.choice import native_is_installed
+from adamite.kernels.library import library
 
 TREES = {
     "one leaf of 64M": one_leaf,
@@ -44,7 +44,7 @@ KEPT = [
     ("int8", "residual8"),
 ]
 COPIED = 2**26
-LEARNING_RATE, DECAY = 1e-3, 0.1
+DECAY = 0.1
 
 
 class Contender:
@@ -85,17 +85,6 @@ def of_adamite(engine: str, moments: str, rounding: str | None, grads: list[jax.
     return Contender(step, tx, [jnp.ones_like(g, dtype) for g in grads], [g.astype(dtype) for g in grads])
 
 
-def of_torch(shapes: list[tuple[int, ...]]) -> Callable[[], Any] | None:
-    try:
-        import torch  # pyright: ignore[reportMissingImports]  # not a requirement: `make parity` installs it
-    except ImportError:
-        return None
-    weights = [torch.ones(shape, requires_grad=True) for shape in shapes]
-    for weight in weights:
-        weight.grad = torch.full(weight.shape, 0.01)
-    return torch.optim.AdamW(weights, LEARNING_RATE, weight_decay=DECAY, fused=True).step
-
-
 def compare(shapes: list[tuple[int, ...]], engines: list[str], rounds: int) -> dict[str, dict[str, float]]:
     """The figures of all contenders on one tree. Each is measured beside optax and the copy, then dropped."""
     rng = np.random.default_rng(0)
@@ -105,7 +94,9 @@ def compare(shapes: list[tuple[int, ...]], engines: list[str], rounds: int) -> d
     parameters = sum(map(math.prod, shapes))
     theirs = of_optax(grads)
     makers: dict[str, Callable[[], Any]] = {"optax.adamw, float32": lambda: theirs}
-    makers["torch.optim.AdamW, fused, float32"] = functools.partial(of_torch, shapes)
+    makers["torch.optim.AdamW, fused, float32"] = functools.partial(
+        torch_contender, shapes, "AdamW", weight_decay=DECAY
+    )
     for engine in engines:
         for moments, rounding in KEPT:
             name = f"{engine}: {moments} moments, {rounding or 'float32'} weights"
@@ -171,7 +162,7 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/engines.json"))
     options = parser.parse_args()
     platform = jax.default_backend()
-    kernels = ["native"] if platform == "cpu" and native_is_installed() else ["pallas"] if platform != "cpu" else []
+    kernels = ["native"] if platform == "cpu" and library() else ["pallas"] if platform != "cpu" else []
     result: dict[str, Any] = {"machine": machine(), "trees": {}}
     print(json.dumps(result["machine"]))
     for name, shapes in TREES.items():
