@@ -35,7 +35,7 @@ def good(tmp_path_factory):
     """Two checkpoints, and what they hold."""
     folder, trees = tmp_path_factory.mktemp("good"), {}
     for step in STEPS:
-        params = jax.tree.map(lambda p: (p * step).astype(p.dtype), PARAMS)  # noqa: B023
+        params = jax.tree.map(lambda p: (p * step).astype(p.dtype), PARAMS)  # noqa: B023 (called at once)
         trees[step] = params, TX.update(params, TX.init(params), params)[1]
         save(folder, step, trees[step], TX, record={"loss": [0.25] * 50})
     return folder, trees

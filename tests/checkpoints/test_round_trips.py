@@ -28,7 +28,7 @@ def trained(tx, params, steps=3):
     state = tx.init(params)
     for seed in range(steps):
         keys = jax.random.key(seed)
-        g = jax.tree.map(lambda p: jax.random.normal(keys, p.shape).astype(p.dtype), params)  # noqa: B023
+        g = jax.tree.map(lambda p: jax.random.normal(keys, p.shape).astype(p.dtype), params)  # noqa: B023 (called at once)
         updates, state = tx.update(g, state, params)
         params = optax.apply_updates(params, updates)
     return params, state

@@ -113,7 +113,7 @@ class TestOneFileOrTheOther:
 
 
 class TestErrors:
-    LIKE = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}  # noqa: RUF012
+    LIKE = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}  # noqa: RUF012 (never written to)
 
     @pytest.mark.parametrize(
         ("stored", "message"),

@@ -55,7 +55,7 @@ class File:
     def __init__(self, path: str, file: Any) -> None:
         self.path, self._file = path, file
         self.metadata: dict[str, str] = file.metadata() or {}
-        self.headers = {name: self._header(name) for name in file.keys()}  # noqa: SIM118  # no dict
+        self.headers = {name: self._header(name) for name in file.keys()}  # noqa: SIM118 (safetensors' file is no dict)
 
     def read(self, name: str) -> np.ndarray:
         """The tensor: a copy in memory."""
