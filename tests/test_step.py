@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 import adamite
 from adamite.engine.optimizer import apply_updates
+from adamite.kernels.library import library
 from bits import assert_same_bits, types
 from kernels.cases import assert_close
 from specs import SPECS
@@ -174,3 +175,29 @@ def test_calls_that_cannot_be_meant(case):
     tx, params = adamite.adam(1e-2), tree()
     with pytest.raises(error, match=text):
         tx.step(**({"grads": params, "state": tx.init(params), "params": params} | wrong))
+
+
+@pytest.mark.parametrize("engine", ["xla", "auto", "pallas"])
+def test_derivatives_go_through_a_step(engine):
+    """Of a loss after two steps, by the weights before and by the learning rate; whatever takes the steps."""
+
+    def loss(params, rate):
+        tx = adamite.adamw(rate)
+        state = tx.init(params)
+        for _ in range(2):
+            params, state = tx.step(jax.tree.map(jnp.sin, params), state, params, engine=engine)
+        return sum(jnp.sum(p**2) for p in jax.tree.leaves(params))
+
+    def plainly(params, rate):
+        tx = optax.adamw(rate)
+        state = tx.init(params)
+        for _ in range(2):
+            updates, state = tx.update(jax.tree.map(jnp.sin, params), state, params)
+            params = optax.apply_updates(params, updates)
+        return sum(jnp.sum(p**2) for p in jax.tree.leaves(params))
+
+    with jax.set_mesh(jax.make_mesh((1,), ("here",), axis_types=(jax.sharding.AxisType.Auto,))):
+        ours, theirs = (jax.jit(jax.grad(f, (0, 1)))(tree(), 0.1) for f in (loss, plainly))
+        takes = {leaf.engine for leaf in adamite.memory_report(adamite.adamw(0.1), tree(), engine=engine).leaves}
+    assert takes == {"native" if engine == "auto" and library() else "xla" if engine == "auto" else engine}
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), ours, theirs)

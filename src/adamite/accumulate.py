@@ -7,6 +7,7 @@ The mean of the means of equal micro-batches is the mean of all. A micro-batch t
 dropped and counted. The sum starts anew by selection, not by a product, as ``0 * inf`` is NaN.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -114,14 +115,14 @@ def accumulate(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, AccumulateState]:
         due, mean, after = added(updates, state)
-        do = lambda: inner.update(mean, state.inner, params, **extra_args)  # noqa: E731
+        do = functools.partial(inner.update, mean, state.inner, params, **extra_args)
         like = jax.eval_shape(do)[0]
         new, kept = step_if(due, do, lambda: (no_updates(updates, like), state.inner))
         return new, after._replace(inner=kept)
 
     def take(grads: Any, state: Any, params: Any, engine: str, extra_args: Any) -> tuple[optax.Params, AccumulateState]:
         due, mean, after = added(grads, state)
-        do = lambda: inner.step(mean, state.inner, params, engine=engine, **extra_args)  # noqa: E731
+        do = functools.partial(inner.step, mean, state.inner, params, engine=engine, **extra_args)
         params, kept = step_if(due, do, lambda: (jax.tree.map(as_array, params), state.inner))
         return params, after._replace(inner=kept)
 

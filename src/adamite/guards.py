@@ -171,21 +171,18 @@ def _guard(tx: Any, spikes: tuple[int, Any] | None, max_consecutive: Any, axis_n
     ) -> tuple[optax.Updates, SkipState]:
         check(updates, state)
 
-        def do() -> tuple[optax.Updates, Any]:
-            return inner.update(updates, state.inner, params, **extra_args)
-
+        do = functools.partial(inner.update, updates, state.inner, params, **extra_args)
         tried = do()
         good, after = judged(updates, state, tried[0], tried[1])
         again = do if isinstance(good, Tracer) else lambda: tried
-        leave = lambda: (no_updates(updates, tried[0]), state.inner)  # noqa: E731
-        new, kept = step_if(good, again, leave, seldom_left_out=True)
+        new, kept = step_if(good, again, lambda: (no_updates(updates, tried[0]), state.inner), seldom_left_out=True)
         return new, after._replace(inner=kept)
 
     def take(grads: Any, state: Any, params: Any, engine: str, extra_args: Any) -> tuple[optax.Params, SkipState]:
         check(grads, state)
         updates, stepped = inner.update(grads, state.inner, params, **extra_args)
         good, after = judged(grads, state, updates, stepped)
-        do = lambda: inner.step(grads, state.inner, params, engine=engine, **extra_args)  # noqa: E731
+        do = functools.partial(inner.step, grads, state.inner, params, engine=engine, **extra_args)
         params, kept = step_if(good, do, lambda: (jax.tree.map(as_array, params), state.inner))
         return params, after._replace(inner=kept)
 

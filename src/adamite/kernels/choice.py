@@ -20,7 +20,9 @@ from jax.core import Tracer
 from jax.sharding import AxisType
 
 from adamite.kernels import sharded
-from adamite.kernels.leaf import Fused, Leaf
+from adamite.kernels.leaf import Fused, Leaf, split
+from adamite.kernels.library import library
+from adamite.random_bits import element_index
 
 ENGINES = ("auto", "xla", "pallas", "native")
 
@@ -70,7 +72,29 @@ def choose(engine: str, fused: Fused, scalars: Any, leaf: Leaf, elementwise: boo
 
 
 def take(name: str, fused: Fused, scalars: Any, leaves: Sequence[Leaf]) -> list[tuple[jax.Array, Any]]:
-    """One step of several leaves by an engine that can take them."""
+    """One step of several leaves by an engine that can take them. Its derivatives are those of XLA's step."""
+    numbers, put = split(scalars)
+
+    @jax.custom_jvp
+    def step(numbers: Any, arrays: Any) -> list[tuple[jax.Array, Any]]:
+        its = [leaf._replace(g=g, p=p, stored=stored) for leaf, (g, p, stored) in zip(leaves, arrays, strict=True)]
+        return _taken(name, fused, put(numbers), its)
+
+    @step.defjvp
+    def _derivative(primals: Any, tangents: Any) -> Any:
+        def plainly(numbers: Any, arrays: Any) -> list[tuple[jax.Array, Any]]:
+            indices = [functools.partial(element_index, leaf.p.shape) for leaf in leaves]
+            return [
+                fused.step(put(numbers), leaf.number, index, *of, leaf.dtype)
+                for leaf, index, of in zip(leaves, indices, arrays, strict=True)
+            ]
+
+        return jax.jvp(plainly, primals, tangents)
+
+    return step(numbers, [(leaf.g, leaf.p, leaf.stored) for leaf in leaves])
+
+
+def _taken(name: str, fused: Fused, scalars: Any, leaves: Sequence[Leaf]) -> list[tuple[jax.Array, Any]]:
     if name == "native":
         return _native().run(fused, scalars, leaves)
     spread = [leaf for leaf in leaves if sharded.sharding_of(leaf.p)]
@@ -98,17 +122,7 @@ def _asked(engine: str) -> str:
     if engine != "auto":
         return engine
     platform = jax.default_backend()
-    return "pallas" if platform == "tpu" else "native" if platform == "cpu" and native_is_installed() else "xla"
-
-
-@functools.cache
-def native_is_installed() -> bool:
-    """Whether there is adamite-native."""
-    try:
-        import adamite_native  # noqa: F401 (whether it can be)  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        return False
-    return True
+    return "pallas" if platform == "tpu" else "native" if platform == "cpu" and library() else "xla"
 
 
 def _native() -> Any:

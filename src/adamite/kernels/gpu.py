@@ -7,6 +7,7 @@ and a block's largest element is that of the block.
 Small leaves are taken together, each by some programs of one grid.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -72,8 +73,11 @@ def _launch(fused: Fused, scalars: Any, leaves: Sequence[Leaf], interpret: bool)
     first = [0, *np.cumsum([view.programs for view in views]).tolist()]
 
     def body(*refs: Any) -> None:
-        left = list(refs)
-        take = lambda n: [left.pop(0) for _ in range(n)]  # noqa: E731
+        left = iter(refs)
+
+        def take(n: int) -> list[Any]:
+            return list(itertools.islice(left, n))
+
         values, origins = put([ref[0] for ref in take(len(numbers))])
         inputs = [take(len(its)) for its in kinds]
         outputs = [take(len(its) - 1 - its.count("all")) for its in kinds]

@@ -6,7 +6,6 @@ for the aliases of one call grows with the square of their number.
 
 import functools
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -14,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamite.kernels.leaf import Fused, Leaf, arrays_in, unserved
+from adamite.kernels.library import library
 from adamite.kernels.program import program
-from adamite.kernels.writing import Program, Unsupported
+from adamite.kernels.writing import Program, UnsupportedError
 
 GROUP = 64
 """Leaves of one call, at most."""
@@ -26,13 +26,13 @@ DTYPES = tuple(map(jnp.dtype, (jnp.float32, jnp.bfloat16, jnp.int8, jnp.uint8, j
 
 def why_not(fused: Fused, scalars: Any, leaf: Leaf) -> str:
     """Why no kernel steps this leaf, in words; empty if one does."""
-    if _library() is None:
+    if library() is None:
         return "adamite-native is not installed"
     if reason := unserved(fused, leaf, DTYPES):
         return reason
     try:
         its = program(fused, scalars, leaf)
-    except Unsupported as error:
+    except UnsupportedError as error:
         return str(error)
     return "" if _has(its) else "no kernel of adamite-native does this step"
 
@@ -96,14 +96,14 @@ def _operands(its: Program, scalars: Any) -> jax.Array:
 
 
 def _fixed(its: Program) -> dict[int, int]:
-    library: Any = _library()
-    return {int(k): bits for k, bits in library.kernels()[its.name]["fixed"].items()}
+    found: Any = library()
+    return {int(k): bits for k, bits in found.kernels()[its.name]["fixed"].items()}
 
 
 def _has(its: Program) -> bool:
     """Whether there is a kernel, and with the constants of this program."""
-    library: Any = _library()
-    if its.name not in library.kernels():
+    found: Any = library()
+    if its.name not in found.kernels():
         return False
     return all(
         its.literals[k] is not None and int(np.float32(its.literals[k]).view(np.uint32)) == bits
@@ -112,15 +112,6 @@ def _has(its: Program) -> bool:
 
 
 @functools.cache
-def _library() -> ModuleType | None:
-    try:
-        import adamite_native  # pyright: ignore[reportMissingImports]  # a package of its own
-    except ImportError:
-        return None
-    return adamite_native
-
-
-@functools.cache
 def _register() -> None:
-    library: Any = _library()
-    jax.ffi.register_ffi_target(TARGET, library.handler(), platform="cpu")
+    found: Any = library()
+    jax.ffi.register_ffi_target(TARGET, found.handler(), platform="cpu")

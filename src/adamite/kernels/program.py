@@ -21,7 +21,7 @@ def program(fused: Fused, scalars: Any, leaf: Leaf) -> Program:
         leaf: its arrays; only their shapes and dtypes are used.
 
     Raises:
-        Unsupported: the step does something that no kernel could do.
+        UnsupportedError: the step does something that no kernel could do.
     """
     numbers, structure = jax.tree.flatten(scalars)
     kept = tuple((jnp.result_type(x), _is_weak(x)) if isinstance(x, jax.Array) else x for x in numbers)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from adamite.kernels.leaf import Fused, Leaf, Place, kind
+from adamite.kernels.leaf import Fused, Leaf, Place, kind, split
 from adamite.random_bits import row_major
 
 Run = Callable[[Fused, Any, Sequence[Leaf]], list[tuple[jax.Array, Any]]]
@@ -53,12 +53,9 @@ def run(kernel: Run, fused: Fused, scalars: Any, leaf: Leaf) -> tuple[jax.Array,
     spec, shape = _spec(own, leaf.p.ndim), leaf.p.shape
     arrays, form = jax.tree.flatten((leaf.g, leaf.p, leaf.stored))
     specs = [PartitionSpec(*sharding_of(x).spec) for x in arrays]
-    numbers, structure = jax.tree.flatten(scalars)
-    traced = [isinstance(x, jax.Array) for x in numbers]
+    numbers, put = split(scalars)
 
     def local(values: Sequence[jax.Array], *parts: jax.Array) -> list[jax.Array]:
-        left = iter(values)
-        its_scalars = structure.unflatten([next(left) if on else x for on, x in zip(traced, numbers, strict=True)])
         g, p, stored = form.unflatten(parts)
         origin = jnp.uint32(0)
         for axis, stride in enumerate(row_major(shape)):
@@ -66,13 +63,13 @@ def run(kernel: Run, fused: Fused, scalars: Any, leaf: Leaf) -> tuple[jax.Array,
                 number = jax.lax.axis_index(spec[axis]).astype(jnp.uint32)
                 origin += number * jnp.uint32(p.shape[axis] * stride % 2**32)
         part = Leaf(leaf.number, g, p, stored, leaf.dtype, Place(shape, origin))
-        return jax.tree.leaves(kernel(fused, its_scalars, [part]))
+        return jax.tree.leaves(kernel(fused, put(values), [part]))
 
     # Pallas's interpreter does not type what differs between devices.
     mapped = jax.shard_map(
         local, mesh=own.mesh, in_specs=(PartitionSpec(), *specs), out_specs=specs[1:], check_vma=False
     )
-    _, *after = form.unflatten([arrays[0], *mapped([x for x, on in zip(numbers, traced, strict=True) if on], *arrays)])
+    _, *after = form.unflatten([arrays[0], *mapped(numbers, *arrays)])
     return after[0], after[1]
 
 

@@ -9,6 +9,7 @@ One number for each block is kept in a tile that has all of a row's: at each blo
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -91,8 +92,11 @@ def _launch(fused: Fused, scalars: Any, leaves: Sequence[Leaf], interpret: bool)
     written = [jax.tree.flatten((leaf.p, leaf.stored)) for leaf in leaves]
 
     def body(*refs: Any) -> None:
-        left = list(refs)
-        take = lambda n: [left.pop(0) for _ in range(n)]  # noqa: E731
+        left = iter(refs)
+
+        def take(n: int) -> list[Any]:
+            return list(itertools.islice(left, n))
+
         values, origins = put([ref[...] for ref in take(len(numbers))])
         inputs = [take(len(arrays)) for arrays, _ in read]
         outputs = [take(len(arrays)) for arrays, _ in written]

@@ -83,7 +83,7 @@ class Program(NamedTuple):
         return [jnp.asarray(values[k], self.scalars[k]) for k in wanted]
 
 
-class Unsupported(Exception):  # noqa: N818
+class UnsupportedError(Exception):
     """A step that has no program; the message says why."""
 
 
@@ -116,7 +116,7 @@ class _Writer:
         sources: list[Any] = []
         for var, const in zip(jaxpr.constvars, closed.consts, strict=True):
             if np.shape(const) != ():
-                raise Unsupported("the step has a constant array in it")
+                raise UnsupportedError("the step has a constant array in it")
             values[var] = _Value("outer", var.aval.dtype.name, var)
             sources.append(var)
         for var in jaxpr.invars[:numbers]:
@@ -168,7 +168,7 @@ class _Writer:
         if operation in PARAMETERS:
             operation += f":{eqn.params[PARAMETERS[operation]]}"
         elif left := {k: v for k, v in eqn.params.items() if k not in FORGETTABLE and v is not None}:
-            raise Unsupported(f"no kernel does {operation} with {sorted(left)}")
+            raise UnsupportedError(f"no kernel does {operation} with {sorted(left)}")
         name = f"v{len(self.equations)}"
         used: Any = tuple(x if x.kind in ("literal", "outer") else x.name for x in arguments)
         self.equations.append(Equation(name, kind, dtype, operation, used))
@@ -183,7 +183,7 @@ class _Writer:
             return "block"
         if aval.size == self.tile.block:
             return "element"
-        raise Unsupported(f"no kernel does {operation} to an array of shape {aval.shape}")
+        raise UnsupportedError(f"no kernel does {operation} to an array of shape {aval.shape}")
 
     def finish(self, closed: ClosedJaxpr, values: dict[Any, _Value], sources: list[Any]) -> Program:
         inputs = {f"i{place}": (place, kind, dtype) for place, (kind, dtype) in enumerate(self.tile.arrays)}
@@ -194,7 +194,7 @@ class _Writer:
                 continue
             kind, dtype = self.tile.arrays[place]
             if x.kind != kind or x.dtype != dtype:
-                raise Unsupported(f"the step makes a {x.kind} of {x.dtype} where the state holds {kind}s of {dtype}")
+                raise UnsupportedError(f"the step makes a {x.kind} of {x.dtype}, the state holds {kind}s of {dtype}")
             outputs.append((place, kind, dtype, x.name))
         needed = {name for *_, name in outputs}
         for eqn in reversed(self.equations):
@@ -231,7 +231,7 @@ class _Writer:
         its_inputs = tuple(Input(place, kind, dtype, f"i{k}") for k, (place, kind, dtype) in enumerate(inputs))
         its_outputs = tuple(Input(place, kind, dtype, names[name]) for place, kind, dtype, name in outputs)
         if any(x.kind == "leaf" for x in (*its_inputs, *its_outputs)):
-            raise Unsupported("the step reads an array of the state that is one number for the whole leaf")
+            raise UnsupportedError("the step reads an array of the state that is one number for the whole leaf")
         by_rows = any(x.kind == "block" for x in (*its_inputs, *its_outputs))
         read = {x.place: x.value for x in its_inputs}
         text = "\n".join(
@@ -281,7 +281,7 @@ class _Writer:
 
 def _literal(x: Any, aval: Any) -> _Value:
     if np.shape(x) != ():
-        raise Unsupported("the step has a constant array in it")
+        raise UnsupportedError("the step has a constant array in it")
     return _Value("literal", aval.dtype.name, np.asarray(x).astype(aval.dtype)[()])
 
 
@@ -291,7 +291,7 @@ def _inner(eqn: Any) -> ClosedJaxpr | None:
     if inner is None:
         return None
     if eqn.primitive.name not in ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call"):
-        raise Unsupported(f"no kernel does {eqn.primitive.name}")
+        raise UnsupportedError(f"no kernel does {eqn.primitive.name}")
     return inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
 
 
