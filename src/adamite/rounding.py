@@ -118,11 +118,11 @@ class Residual8:
 
     def round(self, theta: jax.Array, dtype: jnp.dtype, bits: Bits) -> tuple[jax.Array, Any]:
         """The nearest, and the counts from there."""
-        p = _to_grid(theta, dtype, _half_up)
+        p = _half_up(theta, dtype)
         unit = spacing(p, dtype) / 256
         fine = p + jnp.floor((theta - p) / unit + uniform(bits(), 16)) * unit
         fine = jnp.where(jnp.isfinite(theta), fine, theta)
-        p = _to_grid(fine, dtype, _half_up)  # 128 counts up is 128 down from the next
+        p = _half_up(fine, dtype)  # 128 counts up is 128 down from the next
         counts = (fine - p) / (spacing(p, dtype) / 256)
         return p, jnp.where(jnp.isfinite(p), jnp.clip(counts, -128, 127), 0).astype(jnp.int8)
 
@@ -156,11 +156,7 @@ NAMES: dict[str, Rounding] = {
 
 def nearest(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """The number of `dtype` nearest to each float32, ties to even: float32. For the rest see `stochastic`."""
-    if dtype == jnp.bfloat16:  # the upper half of a float32
-        bits = _to_bits(x)
-        upper = (bits + 0x7FFF + ((bits >> 16) & 1)) & ~0xFFFF
-        return jnp.where(jnp.isfinite(x), _clip(_from_bits(upper), dtype), x)
-    return _to_grid(x, dtype, _half_even)
+    return _to_grid(x, dtype, lambda whole: 0x7FFF + ((whole >> 16) & 1), _half_even)
 
 
 def stochastic(x: jax.Array, dtype: jnp.dtype, bits: jax.Array) -> jax.Array:
@@ -172,7 +168,7 @@ def stochastic(x: jax.Array, dtype: jnp.dtype, bits: jax.Array) -> jax.Array:
         bits: uint32 of that shape, random.
     """
     left = 23 - jnp.finfo(dtype).nmant  # the bits that a float32 has more: so many random ones make the mean exact
-    return _to_grid(x, dtype, lambda q: jnp.floor(q + uniform(bits, left)))
+    return _to_grid(x, dtype, lambda _: (bits >> 16).astype(jnp.int32), lambda q: jnp.floor(q + uniform(bits, left)))
 
 
 def spacing(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -182,14 +178,30 @@ def spacing(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return jnp.maximum(power * float(info.eps), max(float(info.smallest_subnormal), 2.0**-118))
 
 
-def _to_grid(x: jax.Array, dtype: jnp.dtype, whole: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """`x` in spacings of `dtype`, made `whole`, and back: all exact in float32. Infinity and NaN give themselves."""
-    s = spacing(x, dtype)
-    return jnp.where(jnp.isfinite(x), _clip(whole(x / s) * s, dtype), x)
+def _to_grid(
+    x: jax.Array,
+    dtype: jnp.dtype,
+    carry: Callable[[jax.Array], jax.Array],
+    whole: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+    """`x` rounded to `dtype`, in float32. Infinity and NaN give themselves.
+
+    Args:
+        x: float32.
+        dtype: bfloat16 or float16.
+        carry: what to add to the bits of a float32, of which a bfloat16 is the upper half; the lower one is then cut.
+        whole: how to round `x` in spacings of any other dtype: all is exact in float32.
+    """
+    if dtype == jnp.bfloat16:
+        rounded = _from_bits((_to_bits(x) + carry(_to_bits(x))) & ~0xFFFF)
+    else:
+        s = spacing(x, dtype)
+        rounded = whole(x / s) * s
+    return jnp.where(jnp.isfinite(x), _clip(rounded, dtype), x)
 
 
-def _half_up(q: jax.Array) -> jax.Array:
-    return jnp.floor(q + 0.5)
+def _half_up(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    return _to_grid(x, dtype, lambda whole: 0x8000 + (whole >> 31), lambda q: jnp.floor(q + 0.5))
 
 
 def _half_even(q: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ Dynamic codes: Dettmers, Lewis, Shleifer & Zettlemoyer 2022, arXiv:2110.02861, s
 exponent bits, three mantissa bits and no sign, as in the microscaling formats.
 """
 
-from collections.abc import Callable
+import functools
 from typing import Protocol
 
 import jax
@@ -58,13 +58,12 @@ class DynamicSigned:
     def encode(self, z: jax.Array, r: jax.Array | int) -> jax.Array:
         """The code of each value in [-1, 1]."""
         k = _dynamic_code(jnp.abs(z), r, lowest=0, top=6)
-        return jnp.where(z < 0, -jnp.minimum(k, 127), k).astype(jnp.int8)  # 128 wraps to -128
+        return jnp.maximum(jnp.where(_bits(z) < 0, -k, k), -127).astype(jnp.int8)  # 128 wraps to -128
 
     def decode(self, codes: jax.Array) -> jax.Array:
         """The value of each code, float32."""
         d = codes.astype(jnp.int32)
-        d = jnp.where(d == -128, 128, d)
-        return jnp.sign(d).astype(jnp.float32) * _dynamic_value(jnp.abs(d), top=6)
+        return jnp.sign(d).astype(jnp.float32) * _dynamic_value(jnp.maximum(jnp.abs(d), 1), lowest=0, top=6, last=-1.0)
 
 
 class DynamicUnsigned:
@@ -79,13 +78,13 @@ class DynamicUnsigned:
 
     def encode(self, z: jax.Array, r: jax.Array | int) -> jax.Array:
         """The code of each value in [0, 1]."""
-        k = _dynamic_code(z, r, lowest=1, top=7)
-        return jnp.where(z > 0, jnp.maximum(k, 2) - 1, 0).astype(jnp.uint8)
+        c = _dynamic_code(z, r, lowest=1, top=7)
+        return jnp.where(z > 0, jnp.maximum(c, 1), 0).astype(jnp.uint8)
 
     def decode(self, codes: jax.Array) -> jax.Array:
         """The value of each code, float32."""
         c = codes.astype(jnp.int32)
-        return jnp.where(c > 0, _dynamic_value(c + 1, top=7), 0)
+        return jnp.where(c > 0, _dynamic_value(jnp.maximum(c + 1, 2), lowest=1, top=7, last=1.0), 0)
 
 
 class UE5M3:
@@ -109,47 +108,63 @@ class UE5M3:
         return jnp.where(c > 0, _float((c + 761) << 20), 0)
 
 
-def _dynamic_value(k: jax.Array, top: int) -> jax.Array:
-    """The value that `k` in 0..2^(top + 1) numbers from below: 0 for 0, 1 for 2^(top + 1).
+def _dynamic_value(k: jax.Array, lowest: int, top: int, last: float) -> jax.Array:
+    """The value that `k` in 2^lowest..2^(top + 1) numbers from below; that of 2^(top + 1) is `last`.
 
-    0.1 + 0.9 (j + 1/2) / n is the whole number 2 n + 18 j + 9, divided by 20 n.
+    0.1 + 0.9 (j + 1/2) / n is the whole number 18 k - (16 n - 9), divided by 20 n.
     """
-    e = (_bits(k.astype(jnp.float32)) >> 23) - 127
-    n = 1 << jnp.maximum(e, 0)
-    value = (18 * k - 16 * n + 9).astype(jnp.float32) * _of_decade(e, top, lambda e: 10.0 ** (e - top) / 20 / 2**e)
-    return jnp.where(k == 0, 0.0, jnp.where(e > top, 1.0, value))
+    wide = k.astype(jnp.float32)
+    decade = (_bits(wide) >> 23) - (127 + lowest)
+    units = [10.0 ** (e - top) / 20 / 2**e for e in range(lowest, top + 1)] + [last / (2 * 2 ** (top + 1) + 9)]
+    unit = jnp.asarray(units[0])
+    for number, other in enumerate(units[1:], start=1):
+        unit = jnp.where(decade >= number, other, unit)
+    n = (2**lowest << decade).astype(jnp.float32)
+    return (18 * wide - (16 * n - 9)) * unit
 
 
 def _dynamic_code(z: jax.Array, r: jax.Array | int, lowest: int, top: int) -> jax.Array:
-    """The k of a neighbour of `z` >= 0: the upper one where z has come more than the share r of the way to it.
+    """The number of a neighbour of `z` in [0, 1], counted from 2^lowest: the upper one where z has come more than r.
 
-    In whole numbers, 2^16 to a step. At the ends of a decade the way is another: 3/5 of a step to its first value (half
-    a step, and half of the lower decade's, a fifth as long), 3 steps from its last one to the next decade, half a step
-    from the very last to 1. Below the first value of the `lowest` decade the neighbours are 0 and that value.
+    Between neighbours the place of a number is linear: their number and the share that it has come, in 2^-16ths.
     """
-    e = jnp.full(z.shape, lowest, jnp.int32)
-    for decade in range(lowest + 1, top + 1):
-        e += z >= 10.0 ** (decade - 1 - top)
-    n = 1 << e
-    first = _of_decade(e, top, lambda e: round(STEP * (2 * 2**e + 9) / 18))
-    halves = z * _of_decade(e, top, lambda e: 2 * STEP * 20 * 2**e / 18 * 10.0 ** (top - e))
-    place = (halves.astype(jnp.int32) + 1) >> 1
-    from_first = place - first
-    below = jnp.clip(from_first >> 16, -1, n - 1)
-    to_first = jnp.where(e == lowest, first, 3 * STEP // 5)
-    beyond_last = jnp.where(e < top, 3 * STEP, STEP // 2)
-    come = jnp.where(below < 0, from_first + to_first, from_first - (below << 16))
-    way = jnp.where(below < 0, to_first, jnp.where(below < n - 1, STEP, beyond_last))
-    up = (come << 12) > r * way
-    return jnp.where((below < 0) & (e == lowest), n * up, n + below + up)
+    z = jnp.where(z < 1, z, 1)  # not NaN, either
+    parts = _parts(lowest, top)
+    lines = list(parts[0][1:])
+    for start, *line in parts[1:]:
+        lines = [jnp.where(z >= start, new, old) for new, old in zip(line, lines, strict=True)]
+    slope, offset, across_slope, across_offset = lines
+    inside = (z * slope).astype(jnp.int32) + offset
+    across = (z * across_slope).astype(jnp.int32) + across_offset
+    return (jnp.minimum(inside, across) - (r << 4)) >> 16
 
 
-def _of_decade(e: jax.Array, top: int, constant: Callable[[int], float]) -> jax.Array:
-    """The constant of each element's decade."""
-    chosen = jnp.asarray(constant(0))
-    for decade in range(1, top + 1):
-        chosen = jnp.where(e >= decade, constant(decade), chosen)
-    return chosen
+@functools.cache
+def _parts(lowest: int, top: int) -> list[tuple[float, float, int, float, int]]:
+    """The line through (value(k), 2^16 (k - lowest)) in parts: where each begins, and slopes and offsets of two lines.
+
+    A decade's first line is through its own values, the second one from its last value to the next decade's first; that
+    is flatter, so the lower line is the right one. Beyond the last decade's last value the way to 1 is steeper: a part
+    of its own. All are 2^16 - 1 higher, so that a share of more than r, once r is taken away, reaches the next number.
+    """
+
+    def value(k: int) -> float:
+        e = k.bit_length() - 1
+        if e in (-1, top + 1):
+            return min(1.0, float(k))
+        return 10.0 ** (e - top) * (0.1 + 0.9 * (k - 2**e + 0.5) / 2**e)
+
+    def line(k: int, last: int) -> tuple[float, int]:
+        slope = STEP * (last - k) / (value(last) - value(k))
+        return slope, round(STEP * (k - lowest + 1) - 0.5 - slope * value(k))  # products are cut to whole numbers
+
+    parts = []
+    for e in range(lowest, top + 1):
+        n = 2**e
+        inside = line(n - (e == 0), 2 * n - 1)
+        parts.append((value(n), *inside, *(line(2 * n - 1, 2 * n) if e < top else inside)))
+    beyond = line(2 * 2**top - 1, 2 * 2**top)
+    return [*parts, (value(2 * 2**top - 1), *beyond, *beyond)]
 
 
 def _bits(x: jax.Array) -> jax.Array:
