@@ -1,5 +1,5 @@
 // One share of the kernels for one instruction set: compiled with -DSET=... and -DSHARE="file".
-#include "vector.h"
+#include "reduce.h"
 
 #define PASTE_(name, set) kernel_##name##_##set
 #define PASTE(name, set) PASTE_(name, set)

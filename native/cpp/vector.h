@@ -137,10 +137,11 @@ INLINE F smaller(F a, F b) {
   c = choose(a == b, c, asF(asU(a) | asU(b)));
   return choose(is_nan(a), c, a);
 }
-// The same for a number k that is neither NaN nor 0; and for integers.
+// The same for a number k that is neither NaN nor 0; the smaller one, but k for NaN; and for integers.
 #if defined(__AVX512F__)
 INLINE F larger_than(F k, F x) { return (F)_mm512_max_ps((__m512)k, (__m512)x); }
 INLINE F smaller_than(F k, F x) { return (F)_mm512_min_ps((__m512)k, (__m512)x); }
+INLINE F smaller_or(F x, F k) { return (F)_mm512_min_ps((__m512)x, (__m512)k); }
 INLINE I larger(I a, I b) { return (I)_mm512_max_epi32((__m512i)a, (__m512i)b); }
 INLINE I smaller(I a, I b) { return (I)_mm512_min_epi32((__m512i)a, (__m512i)b); }
 INLINE U larger(U a, U b) { return (U)_mm512_max_epu32((__m512i)a, (__m512i)b); }
@@ -148,6 +149,7 @@ INLINE U smaller(U a, U b) { return (U)_mm512_min_epu32((__m512i)a, (__m512i)b);
 #elif defined(__AVX2__)
 INLINE F larger_than(F k, F x) { return (F)_mm256_max_ps((__m256)k, (__m256)x); }
 INLINE F smaller_than(F k, F x) { return (F)_mm256_min_ps((__m256)k, (__m256)x); }
+INLINE F smaller_or(F x, F k) { return (F)_mm256_min_ps((__m256)x, (__m256)k); }
 INLINE I larger(I a, I b) { return (I)_mm256_max_epi32((__m256i)a, (__m256i)b); }
 INLINE I smaller(I a, I b) { return (I)_mm256_min_epi32((__m256i)a, (__m256i)b); }
 INLINE U larger(U a, U b) { return (U)_mm256_max_epu32((__m256i)a, (__m256i)b); }
@@ -155,6 +157,7 @@ INLINE U smaller(U a, U b) { return (U)_mm256_min_epu32((__m256i)a, (__m256i)b);
 #else
 INLINE F larger_than(F k, F x) { return choose(k > x, x, k); }
 INLINE F smaller_than(F k, F x) { return choose(k < x, x, k); }
+INLINE F smaller_or(F x, F k) { return choose(x < k, k, x); }
 INLINE I larger(I a, I b) { return choose(a > b, b, a); }
 INLINE I smaller(I a, I b) { return choose(a < b, b, a); }
 INLINE U larger(U a, U b) { return choose(asI(a > b), b, a); }
@@ -266,52 +269,23 @@ INLINE I look_up(I e, const int32_t* table) {
 }
 #endif
 
-// The largest or smallest of many numbers; NaN if one is. Of 0 and -0 either one.
-template <bool largest>
-class Extreme {
- public:
-  void add(F x) {
-    best_ = pick(best_, x);
-    nan_ |= is_nan(x);
-  }
-
-  F result() const {
-    F x = best_;
-    M nan = nan_;
-    for (int step = 1; step < kLanes; step *= 2) {
-      x = pick(x, shuffled(x, lanes() ^ step));
-      nan |= shuffled(nan, lanes() ^ step);
-    }
-    return choose(nan, x, splat(__builtin_nanf("")));
-  }
-
- private:
-  static F pick(F a, F b) { return largest ? larger_than(a, b) : smaller_than(a, b); }
-
-#if defined(__clang__)
-  template <class T>
-  static T shuffled(T x, I order) {
-    T r{};
-    for (int i = 0; i < kLanes; ++i) r[i] = x[order[i]];
-    return r;
-  }
+// How many of up to seven limits a number from 0 to 1 has reached. The upper halves of floats' bits grow with them, about
+// as their logarithm does: what they are above `origin`, times `factor`, has the number of a bucket in its upper half.
+// The limit with the number of the bucket is in it, and no other one. -0 is in bucket 0.
+INLINE I reached(F x, uint16_t origin, uint16_t factor, const float* limits) {
+#if defined(__AVX512BW__)
+  const __m512i above = _mm512_subs_epu16((__m512i)x, _mm512_set1_epi32(origin << 16));
+  const I bucket = (I)_mm512_srli_epi32(_mm512_mulhi_epu16(above, _mm512_set1_epi32(factor << 16)), 16);
+  return bucket - (x >= look_up<8, false>(bucket, limits));
+#elif defined(__AVX2__)
+  const __m256i above = _mm256_subs_epu16((__m256i)x, _mm256_set1_epi32(origin << 16));
+  const I bucket = (I)_mm256_srli_epi32(_mm256_mulhi_epu16(above, _mm256_set1_epi32(factor << 16)), 16);
+  return bucket - (x >= look_up<8, false>(bucket, limits));
 #else
-  template <class T>
-  static T shuffled(T x, I order) { return __builtin_shuffle(x, order); }
+  I count{};
+  for (int k = 0; k < 8; ++k) count -= x >= limits[k];
+  return count;
 #endif
-
-  F best_ = splat(largest ? -__builtin_inff() : __builtin_inff());
-  M nan_{};
-};
-using Largest = Extreme<true>;
-using Smallest = Extreme<false>;
-
-// Of the first elements of a block, and of zeros, which the others stand for.
-template <class T>
-INLINE T ragged(const char* x, int32_t valid) {
-  T found;
-  for (int i = 0; i < kBlock; i += kLanes) found.add(choose(lanes() + i < valid, F{}, loadF(x + 4 * i)));
-  return found;
 }
 
 }  // namespace

@@ -1,33 +1,24 @@
 """From a program to what is printed: constants in place, nothing twice, tables for chains of selections."""
 
-from typing import NamedTuple
-
 import numpy as np
+from buckets import buckets
+from nodes import Node, Nodes, bits, is_bfloat16, is_float, is_integer, limits, value
 
 from adamite.kernels.writing import Program
 
 
-class Node(NamedTuple):
-    """An operation with its constants: an argument is also "#" and the bits of a float."""
-
-    name: str
-    kind: str
-    dtype: str
-    operation: str
-    arguments: tuple[str, ...]
-    types: tuple[str, ...]  # the arguments' dtypes
-    table: tuple[str, ...] = ()
-
-
-def lower(program: Program, fixed: dict[int, int]) -> tuple[dict[str, Node], list[str]]:
+def lower(program: Program, fixed: dict[int, int]) -> tuple[Nodes, list[str]]:
     """The operations in order, by name, and the values of the program's outputs."""
     same: dict[str, str] = {f"${k}": f"#{bits}" for k, bits in fixed.items()}
-    nodes: dict[str, Node] = {}
+    nodes = Nodes()
     seen: dict[tuple[object, ...], str] = {}
     for eqn in program.equations:
         arguments = tuple(same.get(a, a) for a in eqn.arguments)
         types = _types(program, eqn.arguments, eqn.operation, eqn.dtype)
         plain = Node(eqn.name, eqn.kind, eqn.dtype, eqn.operation, arguments, types)
+        if (back := _bits_and_back(plain, nodes)) is not None:
+            same[eqn.name] = back
+            continue
         for node in _faster(plain, nodes):
             node = node._replace(arguments=tuple(same.get(a, a) for a in node.arguments))
             key = node[1:]
@@ -41,7 +32,7 @@ def lower(program: Program, fixed: dict[int, int]) -> tuple[dict[str, Node], lis
     for node in reversed(list(nodes.values())):
         if node.name in needed:
             needed.update(node.arguments)
-    return {name: node for name, node in nodes.items() if name in needed}, outputs
+    return Nodes((name, node) for name, node in nodes.items() if name in needed), outputs
 
 
 def _types(program: Program, arguments: tuple[str, ...], operation: str, dtype: str) -> tuple[str, ...]:
@@ -51,58 +42,121 @@ def _types(program: Program, arguments: tuple[str, ...], operation: str, dtype: 
     return tuple(t or (others[0] if others else dtype) for t in known)
 
 
-def _faster(node: Node, nodes: dict[str, Node]) -> list[Node]:
+def _bits_and_back(node: Node, nodes: Nodes) -> str | None:
+    """What a result is, if it is made of the bits of that."""
+    if node.operation != "bitcast_convert_type":
+        return None
+    inner = nodes.get(node.arguments[0])
+    back = inner is not None and inner.operation == node.operation and inner.types[0] == node.dtype
+    return inner.arguments[0] if inner is not None and back else None
+
+
+def _faster(node: Node, nodes: Nodes) -> list[Node]:
     """Faster operations in its place, the last of its name."""
     x, y, *_ = (*node.arguments, "", "")
     if node.operation in ("max", "min") and node.dtype == "float32":
         for k in (0, 1):
-            if _is_float(node.arguments[k]) and _value(node.arguments[k]) != 0:
+            if is_float(node.arguments[k]) and value(node.arguments[k]) != 0:
                 name = {"max": "larger_than", "min": "smaller_than"}[node.operation]
                 return [node._replace(operation=name, arguments=(node.arguments[k], node.arguments[1 - k]))]
     if node.operation == "div" and node.dtype == "float32":
-        if _is_float(y) and _is_power(_value(y)):  # a number and its product with the inverse round the same
-            return [node._replace(operation="mul", arguments=(x, _bits(1 / _value(y))))]
+        if is_float(y) and _is_power(value(y)):  # a number and its product with the inverse round the same
+            return [node._replace(operation="mul", arguments=(x, bits(1 / value(y))))]
         if node.kind == "element" and (y.startswith("$") or (y in nodes and nodes[y].kind == "scalar")):
             # As XLA's simplifier: by one number for all elements it divides once.
-            inverse = Node(node.name + "i", "scalar", "float32", "div", (_bits(1.0), y), ("float32", "float32"))
+            inverse = Node(node.name + "i", "scalar", "float32", "div", (bits(1.0), y), ("float32", "float32"))
             return [inverse, node._replace(operation="mul", arguments=(x, inverse.name))]
         if y in nodes and _power_of_two(y, nodes):
             inverse = Node(node.name + "i", nodes[y].kind, "float32", "inverse_power", (y,), ("float32",))
             return [inverse, node._replace(operation="mul", arguments=(x, inverse.name))]
+    if node.operation == "convert_element_type" and node.dtype == "bfloat16" and is_bfloat16(x, nodes):
+        return [node._replace(operation="is already")]
+    if node.operation == "convert_element_type" and (node.dtype, *node.types) == ("int32", "float32"):
+        low, high, nan = limits(x, nodes)
+        if not nan and low >= -(2**31) and high < 2**31:
+            return [node._replace(operation="truncate")]
     if node.operation == "select_n" and node.kind == "element":
+        found = _smaller_or(node, nodes) or _parts(node, nodes)
+        if found:
+            return found
+    if node.operation in COMPUTED and node.kind == "element" and node.dtype in ("float32", "int32"):
         return [_function_of_few(node, nodes) or _table(node, nodes)]
     return [node]
 
 
-def _function_of_few(node: Node, nodes: dict[str, Node]) -> Node | None:
+def _smaller_or(node: Node, nodes: Nodes) -> list[Node]:
+    """``where(x < c, x, c)``: for NaN it is c."""
+    condition, no, yes = node.arguments
+    test = nodes.get(condition)
+    if test is None or test.operation != "lt" or test.arguments != (yes, no) or not is_float(no):
+        return []
+    return [node._replace(operation="smaller_or", arguments=(yes, no), types=("float32", "float32"))]
+
+
+def _parts(node: Node, nodes: Nodes) -> list[Node]:
+    """``where(x >= 0.5, c, where(x >= 0.3, b, ...))`` as a table, by how many of the limits x in [0, 1] has reached."""
+    condition, no, yes = node.arguments
+    test = nodes.get(condition)
+    if test is None or test.operation != "ge" or not is_float(test.arguments[1]) or not _is_number(yes):
+        return []
+    before, table = (), (no,)
+    if not _is_number(no):
+        inner = nodes.get(no)
+        count = nodes.get(inner.arguments[0]) if inner is not None and inner.table else None
+        if count is None or count.operation != "count" or count.arguments[0] != test.arguments[0]:
+            return []
+        before, table = count.arguments[1:], inner.table
+    x, reached = test.arguments[0], (*before, test.arguments[1])
+    low, high, nan = limits(x, nodes)
+    if nan or low < 0 or high > 1 or buckets(tuple(int(y[1:]) for y in reached)) is None:
+        return []
+    arguments = (x, *reached)
+    count = Node(node.name + "n", node.kind, "int32", "count", arguments, ("float32",) * len(arguments))
+    chosen = node._replace(operation="table inside", arguments=(count.name,), types=("int32",), table=(*table, yes))
+    return [count, chosen]
+
+
+def _function_of_few(node: Node, nodes: Nodes) -> Node | None:
     """A table of what the node is, if it depends on one integer alone, and that is certainly one of 0, ..., 7."""
-    found = _values(node.name, nodes | {node.name: node})
+    found = _computed(node, nodes)
     if found is None or found[0] == "":
         return None
     e, values = found
-    table = tuple(_bits(x) if node.dtype == "float32" else str(int(x)) for x in values)
+    if np.abs(values).max() >= 2**31 and node.dtype == "int32":
+        return None
+    table = tuple(bits(x) if node.dtype == "float32" else str(int(x)) for x in values)
     return node._replace(operation="table inside", arguments=(e,), types=("int32",), table=table)
 
 
 COMPUTED = {
     "ge": np.greater_equal, "gt": np.greater, "le": np.less_equal, "lt": np.less, "eq": np.equal, "ne": np.not_equal,
-    "and": np.bitwise_and, "select_n": lambda condition, no, yes: np.where(condition, yes, no),
+    "and": np.bitwise_and, "add": np.add, "sub": np.subtract, "mul": np.multiply, "shift_left": np.left_shift,
+    "select_n": lambda condition, no, yes: np.where(condition, yes, no),
+    "convert_element_type": lambda x: x.astype(np.float32 if x.dtype.kind == "i" else np.int64),
 }  # fmt: skip
 
 
-def _values(x: str, nodes: dict[str, Node]) -> tuple[str, np.ndarray] | None:
+def _values(x: str, nodes: Nodes) -> tuple[str, np.ndarray] | None:
     """The integer that a value depends on and what it is for each of its values; "" for a constant."""
     if _is_number(x):
-        return "", np.full(8, _value(x) if _is_float(x) else int(x))
-    if x not in nodes:
-        return None
-    node = nodes[x]
-    if node.table and node.operation == "table inside":
-        table = [_value(y) if _is_float(y) else int(y) for y in node.table]
+        return "", np.full(8, value(x))
+    if x in nodes and x not in nodes.values_of_few:
+        nodes.values_of_few[x] = _values_of_node(nodes[x], nodes)
+    return nodes.values_of_few.get(x)
+
+
+def _values_of_node(node: Node, nodes: Nodes) -> tuple[str, np.ndarray] | None:
+    if node.operation == "table inside":
+        table = [value(y) for y in node.table]
         return node.arguments[0], np.array((table + [table[-1]] * 8)[:8])
-    low, high = _limits(x, nodes)
+    low, high, _ = limits(node.name, nodes)
     if node.dtype == "int32" and low >= 0 and high <= 7:
-        return x, np.arange(8)
+        return node.name, np.arange(8)
+    return _computed(node, nodes)
+
+
+def _computed(node: Node, nodes: Nodes) -> tuple[str, np.ndarray] | None:
+    """The same of an operation, from its arguments'."""
     if node.operation not in COMPUTED:
         return None
     found = [_values(y, nodes) for y in node.arguments]
@@ -112,38 +166,36 @@ def _values(x: str, nodes: dict[str, Node]) -> tuple[str, np.ndarray] | None:
     return next(iter(on), ""), COMPUTED[node.operation](*(y[1] for y in found if y is not None))
 
 
-def _power_of_two(x: str, nodes: dict[str, Node]) -> bool:
+def _power_of_two(x: str, nodes: Nodes) -> bool:
     """Whether a value is certainly infinite or a power of two, of which the inverse is one, too."""
     node = nodes[x]
     if node.operation == "larger_than":
         k, rest = node.arguments
-        return _is_power(_value(k)) and _value(k) >= 2.0**-120 and rest in nodes and _masked(rest, nodes)
+        return _is_power(value(k)) and value(k) >= 2.0**-120 and rest in nodes and _masked(rest, nodes)
     if node.operation == "mul":
         y, k = node.arguments
         return (
-            _is_float(k)
-            and 2.0**-8 <= _value(k) <= 1
-            and _is_power(_value(k))
-            and y in nodes
-            and _power_of_two(y, nodes)
+            is_float(k) and 2.0**-8 <= value(k) <= 1 and _is_power(value(k)) and y in nodes and _power_of_two(y, nodes)
         )
     return False
 
 
-def _masked(x: str, nodes: dict[str, Node]) -> bool:
+def _masked(x: str, nodes: Nodes) -> bool:
     """Whether a value is a float of which only the exponent is left, times a power of two."""
     node = nodes[x]
     if node.operation == "mul":
         y, k = node.arguments
-        return _is_float(k) and 2.0**-30 <= _value(k) <= 1 and _is_power(_value(k)) and y in nodes and _masked(y, nodes)
+        return is_float(k) and 2.0**-30 <= value(k) <= 1 and _is_power(value(k)) and y in nodes and _masked(y, nodes)
     if node.operation != "bitcast_convert_type" or node.arguments[0] not in nodes:
         return False
     source = nodes[node.arguments[0]]
     return source.operation == "and" and source.arguments[1] == str(0x7F800000)
 
 
-def _table(node: Node, nodes: dict[str, Node]) -> Node:
+def _table(node: Node, nodes: Nodes) -> Node:
     """``where(e >= 3, c, where(e >= 2, b, ...))`` as a table of constants."""
+    if node.operation != "select_n":
+        return node
     condition, no, yes = node.arguments
     test = nodes.get(condition)
     if test is None or test.operation != "ge" or not _is_number(yes):
@@ -157,39 +209,15 @@ def _table(node: Node, nodes: dict[str, Node]) -> Node:
         table = (*nodes[no].table, yes)
     else:
         return node
-    low, high = _limits(e, nodes)
+    low, high, _ = limits(e, nodes)
     inside = "inside" if low >= 0 and high < len(table) else "anywhere"
     return node._replace(operation=f"table {inside}", arguments=(e,), types=("int32",), table=table)
 
 
-def _limits(x: str, nodes: dict[str, Node]) -> tuple[float, float]:
-    """What an integer is at least and at most."""
-    if x.lstrip("-").isdigit():
-        return int(x), int(x)
-    if x in nodes and nodes[x].operation == "convert_element_type" and nodes[x].types == ("bool",):
-        return 0, 1
-    if x in nodes and nodes[x].operation == "add":
-        (a, b), (c, d) = (_limits(y, nodes) for y in nodes[x].arguments)
-        return a + c, b + d
-    return -np.inf, np.inf
-
-
 def _is_number(x: str) -> bool:
-    return x.startswith("#") or x.lstrip("-").isdigit()
-
-
-def _is_float(x: str) -> bool:
-    return x.startswith("#")
+    return is_float(x) or is_integer(x)
 
 
 def _is_power(x: np.float32) -> bool:
     mantissa, exponent = np.frexp(x)
     return mantissa == 0.5 and abs(exponent) < 120
-
-
-def _value(x: str) -> np.float32:
-    return np.uint32(int(x[1:])).view(np.float32)
-
-
-def _bits(x: float) -> str:
-    return f"#{int(np.float32(x).view(np.uint32))}"

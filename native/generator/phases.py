@@ -8,7 +8,7 @@ processor works at together. What crosses a cut is kept in the fastest cache.
 
 from typing import NamedTuple
 
-from lowering import Node
+from nodes import Node, Nodes
 
 from adamite.kernels.writing import Program
 
@@ -34,7 +34,7 @@ class Schedule(NamedTuple):
     moves: dict[str, bool]  # whether a scalar depends on the block's place
 
 
-def schedule(nodes: dict[str, Node], outputs: list[str], program: Program) -> Schedule:
+def schedule(nodes: Nodes, outputs: list[str], program: Program) -> Schedule:
     """As early as possible; later where that spares keeping a value."""
     phase: dict[str, int] = {}
     for node in nodes.values():
@@ -81,7 +81,7 @@ def _reduces(node: Node) -> bool:
     return node.operation.startswith("reduce")
 
 
-def _sink(nodes: dict[str, Node], outputs: list[str], phase: dict[str, int]) -> None:
+def _sink(nodes: Nodes, outputs: list[str], phase: dict[str, int]) -> None:
     """Move operations to their first user's phase, where no more than one value is then kept instead of the result."""
     free: set[str] = set()  # what depends on the elements' numbers alone
     for node in nodes.values():
@@ -96,9 +96,7 @@ def _sink(nodes: dict[str, Node], outputs: list[str], phase: dict[str, int]) -> 
             phase[node.name] = min(users)
 
 
-def _parts(
-    at: int, nodes: dict[str, Node], phase: dict[str, int], kept: set[str], outputs: list[str]
-) -> list[list[str]]:
+def _parts(at: int, nodes: Nodes, phase: dict[str, int], kept: set[str], outputs: list[str]) -> list[list[str]]:
     """The operations of a phase, apart where they share only what is kept; what keeps comes before what needs it."""
     goals = [n for n in nodes if nodes[n].kind == "element" and phase[n] == at and (n in kept or n in outputs)]
     parts: list[set[str]] = []
@@ -116,7 +114,7 @@ def _parts(
     return [_depth_first(part, nodes) for part in ordered]
 
 
-def _cone(goal: str, nodes: dict[str, Node], phase: dict[str, int], kept: set[str]) -> set[str]:
+def _cone(goal: str, nodes: Nodes, phase: dict[str, int], kept: set[str]) -> set[str]:
     """The operations of a phase that lead to a value, from what is kept on."""
     found: set[str] = set()
     open_ = [goal]
@@ -128,7 +126,7 @@ def _cone(goal: str, nodes: dict[str, Node], phase: dict[str, int], kept: set[st
     return found
 
 
-def _depth_first(part: set[str], nodes: dict[str, Node]) -> list[str]:
+def _depth_first(part: set[str], nodes: Nodes) -> list[str]:
     """In an order in which values are used soon after they are computed."""
     order: dict[str, None] = {}
 
@@ -144,7 +142,7 @@ def _depth_first(part: set[str], nodes: dict[str, Node]) -> list[str]:
     return list(order)
 
 
-def _pieces(part: list[str], nodes: dict[str, Node]) -> list[list[str]]:
+def _pieces(part: list[str], nodes: Nodes) -> list[list[str]]:
     """Cut where the fewest values cross, so that no piece is much longer than the others."""
     count = round(len(part) / LONGEST)
     if count < 2:

@@ -1,8 +1,10 @@
 """A program as C++: loops of straight lines over the vectors of a block."""
 
 import numpy as np
+from buckets import buckets
 from grid import Kernel
-from lowering import Node, lower
+from lowering import lower
+from nodes import Node, Nodes, limits
 from phases import Loop, Schedule, schedule
 
 from adamite.kernels.writing import Program
@@ -31,7 +33,8 @@ PLAIN = {
     "abs": "absolute({0})", "sign": "sign({0})", "sqrt": "root({0})", "rsqrt": "1.0f / root({0})",
     "floor": "down({0})", "ceil": "up({0})", "round:1": "even({0})", "is_finite": "is_finite({0})",
     "integer_pow:2": "{0} * {0}", "square": "{0} * {0}", "iota:0": "asU(lanes() + i)",
-    "inverse_power": "inverse_power({0})",
+    "inverse_power": "inverse_power({0})", "smaller_or": "smaller_or({0}, {1})", "truncate": "truncated({0})",
+    "is already": "{0}",
 }  # fmt: skip
 """How an operation is written; T is the type of the result."""
 
@@ -83,10 +86,10 @@ def print_kernel(kernel: Kernel) -> str:
     return "\n".join(lines)
 
 
-def _loop(loop: Loop, plan: Schedule, nodes: dict[str, Node], outputs: list[str], program: Program) -> list[str]:
+def _loop(loop: Loop, plan: Schedule, nodes: Nodes, outputs: list[str], program: Program) -> list[str]:
     """A loop over the block, and the numbers that it reduces it to."""
     reductions = [nodes[name] for name in loop.reductions]
-    lines = [f"    {_reduction(node)} r_{node.name};" for node in reductions]
+    lines = [f"    {_reduction(node, nodes)} r_{node.name};" for node in reductions]
     lines.append("    for (int i = 0; i < kBlock; i += kLanes) {")
     needed = {a for name in loop.work for a in nodes[name].arguments} | {outputs[k] for k in loop.stores}
     for k, x in enumerate(program.inputs):
@@ -110,17 +113,20 @@ def _loop(loop: Loop, plan: Schedule, nodes: dict[str, Node], outputs: list[str]
     lines.append("    }")
     if reductions:
         lines.append("    if (call.valid < kBlock) {")
-        lines += [f"      r_{n.name} = ragged<{_reduction(n)}>(c_{n.arguments[0]}, call.valid);" for n in reductions]
+        lines += [
+            f"      r_{n.name} = ragged<{_reduction(n, nodes)}>(c_{n.arguments[0]}, call.valid);" for n in reductions
+        ]
         lines.append("    }")
     lines += [f"    const F {n.name} = r_{n.name}.result();" for n in reductions]
     return lines
 
 
-def _reduction(node: Node) -> str:
-    return {"reduce_max": "Largest", "reduce_min": "Smallest"}[node.operation]
+def _reduction(node: Node, nodes: Nodes) -> str:
+    largest = str(node.operation == "reduce_max").lower()
+    return f"Extreme<{largest}, {str(limits(node.arguments[0], nodes).nan).lower()}>"
 
 
-def _define(node: Node, nodes: dict[str, Node]) -> str:
+def _define(node: Node, nodes: Nodes) -> str:
     kind = TYPES[node.dtype][1]
     types = [nodes[a].dtype if a in nodes else node.types[k] for k, a in enumerate(node.arguments)]
     arguments = [_wrapped(_argument(a, t), t, a, node.operation) for a, t in zip(node.arguments, types, strict=True)]
@@ -128,6 +134,8 @@ def _define(node: Node, nodes: dict[str, Node]) -> str:
         text = _converted(arguments[0], types[0], node.dtype, nodes.get(node.arguments[0]))
     elif node.operation == "bitcast_convert_type":
         text = f"as{kind}({arguments[0]})"
+    elif node.operation == "count":
+        return _count(node)
     elif node.operation.startswith("table"):
         anywhere = str(node.operation == "table anywhere").lower()
         scalar = "float" if kind == "F" else "int32_t"
@@ -141,6 +149,17 @@ def _define(node: Node, nodes: dict[str, Node]) -> str:
     if node.dtype == "bfloat16" and node.operation in ("add", "sub", "mul", "div", "integer_pow:2", "sqrt"):
         text = f"to_bf16({text})"
     return f"const {kind} {node.name} = {text};"
+
+
+def _count(node: Node) -> str:
+    limits = tuple(int(limit[1:]) for limit in node.arguments[1:])
+    origin, factor = buckets(limits) or (0, 0)  # there are some: see lowering
+    numbers = [_number(f"#{x}", "float32") for x in limits] + ["__builtin_inff()"] * (16 - len(limits))
+    name = node.name
+    return (
+        f"static const float l_{name}[16] = {{{', '.join(numbers)}}}; "
+        f"const I {name} = reached({node.arguments[0]}, {origin}, {factor}, l_{name});"
+    )
 
 
 def _wrapped(text: str, dtype: str, name: str, operation: str) -> str:

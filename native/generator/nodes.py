@@ -1,0 +1,193 @@
+"""Operations with their constants in place, and what is known of their results."""
+
+import itertools
+import operator
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Node(NamedTuple):
+    """An operation.
+
+    An argument is the name of another's result or of what is read, an integer, or the bits of a float after "#".
+    """
+
+    name: str
+    kind: str
+    dtype: str
+    operation: str
+    arguments: tuple[str, ...]
+    types: tuple[str, ...]  # the arguments' dtypes
+    table: tuple[str, ...] = ()
+
+
+def is_integer(x: str) -> bool:
+    """Whether an argument is an integer."""
+    return x.lstrip("-").isdigit()
+
+
+def is_float(x: str) -> bool:
+    """Whether an argument is a float."""
+    return x.startswith("#")
+
+
+def value(x: str) -> np.float32 | int:
+    """The number that an argument is."""
+    return np.uint32(int(x[1:])).view(np.float32) if is_float(x) else int(x)
+
+
+def bits(x: float) -> str:
+    """A float as an argument."""
+    return f"#{int(np.float32(x).view(np.uint32))}"
+
+
+class Limits(NamedTuple):
+    """What a result is at least and at most; and whether it may be NaN."""
+
+    low: float
+    high: float
+    nan: bool = False
+
+
+ANYTHING = Limits(-np.inf, np.inf, True)
+READ = {"int8": Limits(-128, 127), "uint8": Limits(0, 255), "bool": Limits(0, 1)}
+EXPONENT = 0x7F800000
+
+
+class Nodes(dict[str, Node]):
+    """Operations by the names of their results, in order, and what was found out about these."""
+
+    def __init__(self, nodes: Iterable[tuple[str, Node]] = ()) -> None:
+        super().__init__(nodes)
+        self.limits: dict[str, Limits] = {}
+        self.values_of_few: dict[str, tuple[str, np.ndarray] | None] = {}
+
+
+def limits(x: str, nodes: Nodes, dtype: str = "") -> Limits:
+    """As far as that follows from how a result is computed; `dtype` is its own."""
+    if is_float(x) or is_integer(x):
+        number = float(value(x))
+        return ANYTHING if np.isnan(number) else Limits(number, number)
+    if x not in nodes:
+        return READ.get(dtype, ANYTHING)
+    if x not in nodes.limits:
+        nodes.limits[x] = _limits(nodes[x], nodes)
+    return nodes.limits[x]
+
+
+def _limits(node: Node, nodes: Nodes) -> Limits:
+    if node.table:
+        numbers = [float(value(y)) for y in node.table]
+        return Limits(min(numbers), max(numbers))
+    if node.operation == "smaller_than":
+        c, y = (limits(y, nodes) for y in node.arguments)
+        return Limits(min(y.low, c.low), min(y.high, c.high), y.nan)
+    if node.operation == "smaller_or":  # the constant instead of NaN
+        y, c = (limits(y, nodes) for y in node.arguments)
+        return Limits(min(y.low, c.low), min(y.high, c.high))
+    if node.operation == "mul" and (counted := _of_its_part(node, nodes)) is not None:
+        return counted
+    given = [limits(y, nodes, t) for y, t in zip(node.arguments, node.types, strict=True)]
+    if node.operation == "select_n":
+        a, b = given[1:]
+        if _is_nan(node.arguments[0], node.arguments[1], nodes):
+            a = a._replace(nan=False)
+        return Limits(min(a.low, b.low), max(a.high, b.high), a.nan or b.nan)
+    operation = node.operation
+    if operation == "bitcast_convert_type":
+        operation = {"int32": "bits of", "float32": "float of"}.get(node.dtype, "")
+    found = LIMITED[operation](*given) if operation in LIMITED else ANYTHING
+    if node.dtype == "int32" and (found.low < -(2**31) or found.high >= 2**31):
+        return ANYTHING
+    return found
+
+
+def _of_its_part(node: Node, nodes: Nodes) -> Limits | None:
+    """The limits of a number times what a table holds for the part of the numbers that it is in."""
+    x, table = (nodes.get(y) for y in node.arguments)
+    count = nodes.get(table.arguments[0]) if x is not None and table is not None and table.table else None
+    if x is None or table is None or count is None or count.operation != "count" or count.arguments[0] != x.name:
+        return None
+    low, high, nan = limits(x.name, nodes)
+    if nan:
+        return ANYTHING
+    ends = [low, *(float(value(y)) for y in count.arguments[1:]), high]
+    products = [end * float(value(y)) for k, y in enumerate(table.table) for end in ends[k : k + 2]]
+    return Limits(min(products), max(products))
+
+
+def _is_nan(x: str, y: str, nodes: Nodes) -> bool:
+    """Whether x says if y is NaN."""
+    return x in nodes and nodes[x].operation == "ne" and nodes[x].arguments == (y, y)
+
+
+def is_bfloat16(x: str, nodes: Nodes) -> bool:
+    """Whether a float is certainly a bfloat16: the lower half of its bits is 0 (of a NaN's, whatever it is)."""
+    if is_float(x):
+        return int(x[1:]) % 2**16 == 0
+    if x not in nodes:
+        return False
+    node = nodes[x]
+    if node.operation in ("larger_than", "smaller_than"):
+        return all(is_bfloat16(y, nodes) for y in node.arguments)
+    if node.operation == "select_n":
+        condition, no, yes = node.arguments
+        finite = nodes.get(condition)
+        # What is not finite is infinite or NaN; of a NaN that is a result the upper half is one, too.
+        ends = no in nodes and nodes[no].operation in ARITHMETIC and finite is not None
+        ends = ends and finite.operation == "is_finite" and finite.arguments == (no,)
+        return (ends or is_bfloat16(no, nodes)) and is_bfloat16(yes, nodes)
+    if node.operation == "bitcast_convert_type" and node.arguments[0] in nodes:
+        source = nodes[node.arguments[0]]
+        return source.operation == "and" and str(~0xFFFF) in source.arguments
+    return False
+
+
+ARITHMETIC = ("add", "sub", "mul", "div", "sqrt")
+
+
+def _monotone(operation: Callable[[Any, Any], Any]) -> Callable[..., Limits]:
+    """The limits of what grows or falls with each of one or two numbers."""
+
+    def limited(*given: Limits) -> Limits:
+        if any(x.nan or not np.isfinite(x[:2]).all() for x in given):
+            return ANYTHING
+        ends = [operation(*corner) for corner in itertools.product(*(x[:2] for x in given))]
+        return Limits(min(ends), max(ends))
+
+    return limited
+
+
+def _bits_of(x: Limits) -> Limits:
+    """As an integer: the bits of a float above 0, or the other way round."""
+    if not 0 < x.low <= x.high < np.inf or x.nan:
+        return ANYTHING
+    return Limits(*(int(np.float32(end).view(np.int32)) for end in x[:2]))
+
+
+def _float_of(x: Limits) -> Limits:
+    return (
+        Limits(*(float(np.int32(end).view(np.float32)) for end in x[:2]))
+        if 0 < x.low <= x.high < EXPONENT
+        else ANYTHING
+    )
+
+
+def _masked(x: Limits, mask: Limits) -> Limits:
+    if x.low < 0 or x.high == np.inf or mask[:2] != (EXPONENT, EXPONENT):
+        return ANYTHING
+    return Limits(int(x.low) & EXPONENT, int(x.high) & EXPONENT)
+
+
+LIMITED: dict[str, Callable[..., Limits]] = {
+    "convert_element_type": lambda x: x,
+    "abs": lambda x: Limits(max(x.low, -x.high, 0.0), max(-x.low, x.high), x.nan),
+    "max": lambda x, y: Limits(max(x.low, y.low), max(x.high, y.high), x.nan or y.nan),
+    "min": lambda x, y: Limits(min(x.low, y.low), min(x.high, y.high), x.nan or y.nan),
+    "sqrt": lambda x: Limits(max(x.low, 0.0) ** 0.5, max(x.high, 0.0) ** 0.5, x.nan or x.low < 0),
+    "add": _monotone(operator.add), "sub": _monotone(operator.sub), "mul": _monotone(operator.mul),
+    "shift_right_arithmetic": _monotone(lambda x, y: int(x) >> int(y)),
+    "bits of": _bits_of, "float of": _float_of, "and": _masked,
+}  # fmt: skip
