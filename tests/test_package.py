@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -82,3 +83,28 @@ def test_works_without_optional_packages(module):
     code = f"import sys; sys.modules['{module}'] = None; import adamite, jax.numpy as jnp\n"
     code += "tx = adamite.adam(1e-3); print(tx.update(jnp.ones(1), tx.init(jnp.ones(1)))[0])"
     assert python(code) == "[-0.00099999]"
+
+
+def test_installs_without_a_compiler(tmp_path):
+    """`make .venv/native` says that there is none, and succeeds."""
+    root, tools = SOURCES.parents[1], tmp_path / "tools"
+    tools.mkdir()
+    for tool in ("sh", "find", "touch", "make"):
+        (tools / tool).symlink_to(str(shutil.which(tool)))
+    (tmp_path / "native").mkdir()
+    (tmp_path / ".venv").mkdir()
+    for name in ("requirements.lock", ".venv/ready"):
+        (tmp_path / name).touch()
+    shutil.copy(root / "Makefile", tmp_path)
+    environment = {"PATH": str(tools)}
+    result = subprocess.run(
+        [tools / "make", ".venv/native"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert "There is no C++ compiler (c++): steps will be XLA's alone" in result.stdout
+    assert (tmp_path / ".venv/native").exists()
+
+
+def test_steps_without_compiled_kernels():
+    code = "import sys; sys.modules['adamite_native'] = None; import adamite, jax.numpy as jnp\n"
+    code += "tx = adamite.adam(1e-3); print(tx.step(jnp.ones(1), tx.init(jnp.ones(1)), jnp.ones(1))[0])"
+    assert python(code) == "[0.999]"

@@ -60,7 +60,9 @@ def choose(engine: str, fused: Fused, scalars: Any, leaf: Leaf, elementwise: boo
     asked = _asked(engine)
     why = "" if asked == "xla" else _elsewhere(asked, fused, leaf) if elementwise else "its step needs the whole leaf"
     if asked != "xla" and not why:
-        why = _native().why_not(fused, scalars, leaf) if asked == "native" else _pallas().why_not(fused, leaf)
+        kernels = [] if asked == "native" else _pallas()
+        reasons = (kernel.why_not(fused, leaf) for kernel in kernels)
+        why = next(filter(None, reasons), "") if kernels else _native().why_not(fused, scalars, leaf)
     if engine == "auto" and asked == "pallas" and not why:
         plain = fused.block == 1 or leaf.p.ndim < 2 or leaf.p.shape[-1] % 128
         why = "XLA moves as few bytes" if plain else ""
@@ -106,10 +108,10 @@ def _taken(name: str, fused: Fused, scalars: Any, leaves: Sequence[Leaf]) -> lis
 
 
 def _by_pallas(fused: Fused, scalars: Any, leaves: Sequence[Leaf]) -> list[tuple[jax.Array, Any]]:
-    if jax.default_backend() != "cpu":
-        return _pallas().run(fused, scalars, leaves)
-    from adamite.kernels import gpu, tpu
-
+    kernels = _pallas()
+    if len(kernels) == 1:
+        return kernels[0].run(fused, scalars, leaves)
+    tpu, gpu = kernels
     return jax.lax.platform_dependent(
         tpu=lambda: tpu.run(fused, scalars, leaves),
         cuda=lambda: gpu.run(fused, scalars, leaves),
@@ -131,11 +133,14 @@ def _native() -> Any:
     return native
 
 
-def _pallas() -> Any:
-    """This machine's kernel. Kernels are imported where one is wanted, for others should not wait for Pallas."""
+def _pallas() -> list[Any]:
+    """This machine's kernel; on a CPU both, for a program may be compiled there for either.
+
+    Kernels are imported where one is wanted, for others should not wait for Pallas.
+    """
     from adamite.kernels import gpu, tpu
 
-    return gpu if jax.default_backend() == "gpu" else tpu
+    return {"tpu": [tpu], "gpu": [gpu]}.get(jax.default_backend(), [tpu, gpu])
 
 
 def _elsewhere(asked: str, fused: Fused, leaf: Leaf) -> str:
