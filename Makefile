@@ -1,7 +1,7 @@
 # Two commands: `make train` and `make test`. Each builds .venv first if it is not there.
 PYTHON ?= python3
 BIN := .venv/bin
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+PYTEST := $(BIN)/python -m pytest -n 3 --dist worksteal
 export PYTHONUNBUFFERED := 1
 
 .PHONY: help train test test-all mutants lint types examples bench bench-engines bench-lean bench-codes bench-memory bench-scale bench-guards bench-checkpoint tpu-check multihost docs parity lock clean

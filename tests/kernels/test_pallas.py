@@ -37,17 +37,27 @@ def test_every_storage_and_rounding(kernel, moments, rounding):
 
 
 SHAPES = {
-    "numbers and vectors": [(), (1,), (127,), (129,), (5000,), (8192,)],
-    "last axes": [(40, 1), (3, 127), (40, 129), (70, 257)],
+    "numbers and vectors": [(), (129,), (5000,)],
+    "last axes": [(40, 1), (3, 127), (40, 129)],
     "several tiles": [(70, 5000)],
-    "many axes": [(3, 5, 7), (2, 33, 300), (1, 2, 3, 4, 5), (17, 1, 4100)],
-    "more": [(1024,), (2, 256), (64, 512), (9000, 33), (2, 3, 4, 5), (1, 1, 2, 3, 130)],
+    "many axes": [(2, 33, 300), (1, 2, 3, 4, 5)],
+    "more vectors": [(1,), (127,), (1024,), (8192,)],
+    "more axes": [
+        (70, 257),
+        (2, 256),
+        (64, 512),
+        (9000, 33),
+        (3, 5, 7),
+        (17, 1, 4100),
+        (2, 3, 4, 5),
+        (1, 1, 2, 3, 130),
+    ],
 }
 
 
 @one_kernel
 @pytest.mark.parametrize("moments", [pytest.param("float32", marks=pytest.mark.slow), "int8"])
-@pytest.mark.parametrize("shapes", [pytest.param(x, marks=[pytest.mark.slow] * (x == "more")) for x in SHAPES])
+@pytest.mark.parametrize("shapes", [pytest.param(x, marks=[pytest.mark.slow] * x.startswith("more")) for x in SHAPES])
 def test_every_shape(kernel, shapes, moments):
     compare(kernel, adamw(moments, "residual8"), SHAPES[shapes], jnp.bfloat16, steps=1)
 
