@@ -148,6 +148,21 @@ def test_on_a_mesh_results_and_places_are_those_of_one_device(explicit, engine):
     assert spread[0]["w"].sharding.is_equivalent_to(over, 2)
 
 
+@pytest.mark.parametrize("moments", ["float32", "int8"])
+def test_zero1_by_a_kernel(moments):
+    """On Explicit axes each device steps its part by the kernel."""
+    where, alone = mesh(explicit=True), adamite.adamw(1e-2, moments=moments)
+    tx, params, grads = adamite.sharding.zero1(alone, where), {"w": tree()["w"]}, {"w": tree(1)["w"]}
+    laid, laid_grads = jax.device_put((params, grads), NamedSharding(where, P()))
+    with kernels.recorded() as choices:
+        after, state = jax.jit(functools.partial(tx.step, engine="pallas"))(laid_grads, tx.init(laid), laid)
+    assert [choice.engine for choice in choices] == ["pallas"]
+    assert after["w"].sharding.is_fully_replicated
+    assert not jax.tree.leaves(state[0].mu)[0].sharding.is_fully_replicated
+    one, _ = both(alone)
+    assert_close(jax.device_get((after, state)), jax.device_get(one(grads, alone.init(params), params)))
+
+
 def test_zero1():
     where = mesh(explicit=False)
     tx = adamite.sharding.zero1(adamite.adamw(1e-2), where)

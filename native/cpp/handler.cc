@@ -28,8 +28,8 @@ struct Leaf {
   const uint32_t* scalars;
   uint32_t number;
   int64_t rows, columns;
-  std::vector<const char*> in;
-  std::vector<char*> out;
+  const char* in[kMaxArrays];
+  char* out[kMaxArrays];
 
   int64_t blocks_in_row() const { return (columns + kBlock - 1) / kBlock; }
   int64_t blocks() const { return rows * blocks_in_row(); }
@@ -171,7 +171,7 @@ ffi::Error Read(const ffi::RemainingArgs& args, const ffi::RemainingRets& rets, 
       if (buffer.has_error()) return buffer.error();
       const std::string fault = Fault(*buffer, its->in[j], leaf);
       if (!fault.empty()) return Invalid(which + "argument " + std::to_string(j) + " " + fault);
-      leaf.in.push_back(static_cast<const char*>(buffer->untyped_data()));
+      leaf.in[j] = static_cast<const char*>(buffer->untyped_data());
     }
     for (int j = 0; j < its->outputs; ++j, ++ret) {
       if (ret >= rets.size()) return Invalid(which + "too few results");
@@ -179,14 +179,14 @@ ffi::Error Read(const ffi::RemainingArgs& args, const ffi::RemainingRets& rets, 
       if (buffer.has_error()) return buffer.error();
       const std::string fault = Fault(**buffer, its->out[j], leaf);
       if (!fault.empty()) return Invalid(which + "result " + std::to_string(j) + " " + fault);
-      leaf.out.push_back(static_cast<char*>((*buffer)->untyped_data()));
+      leaf.out[j] = static_cast<char*>((*buffer)->untyped_data());
     }
     // Where no block ends before its row does, rows only cost time.
     if (leaf.columns % kBlock == 0 || !its->by_rows) {
       leaf.columns *= leaf.rows;
       leaf.rows = 1;
     }
-    leaves.push_back(std::move(leaf));
+    leaves.push_back(leaf);
   }
   if (arg != args.size()) return Invalid("too many arguments");
   if (ret != rets.size()) return Invalid("too many results");

@@ -12,7 +12,8 @@ and XLA puts in the rest.
 Rajbhandari, Rasley, Ruwase & He 2020, arXiv:1910.02054, section 5.1 (P_os).
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 
 from adamite import checks
 from adamite.engine.matching import counterparts, shape_of
+from adamite.engine.optimizer import as_optimizer
 from adamite.identity import described
 from adamite.numerics import is_none
 from adamite.sharding.layout import Spread, of_params, of_state, with_axes
@@ -111,9 +113,10 @@ def zero1(
         _, over = layout(params, "params")
         return lay_state(inner.init(structure.unflatten(_lay(leaves, over))), leaves, structure, over)
 
-    def update(
-        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra_args: Any
-    ) -> tuple[optax.Updates, optax.OptState]:
+    def part(
+        take: Callable[..., Any], updates: optax.Updates, state: optax.OptState, params: Any, extra_args: Any
+    ) -> tuple[Any, optax.OptState]:
+        """Each device's part of an update or a whole step, and its results, put together as the parameters are."""
         leaves, structure = jax.tree.flatten(updates, is_leaf=is_none)
         if params is None and param_shardings is None and AxisType.Explicit in mesh.axis_types:
             raise ValueError(
@@ -124,11 +127,19 @@ def zero1(
         own, over = layout(structure.unflatten(weights), "updates" if params is None else "params")
         if params is not None:
             params = structure.unflatten(_lay(weights, over))
-        new, state = inner.update(structure.unflatten(_lay(leaves, over)), state, params, **extra_args)
+        new, state = take(structure.unflatten(_lay(leaves, over)), state, params, **extra_args)
         return structure.unflatten(_lay(structure.flatten_up_to(new), own)), lay_state(state, weights, structure, over)
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, optax.OptState]:
+        return part(inner.update, updates, state, params, extra_args)
 
     spreading = Spread(init, update)
     spreading.spread = spread
+    spreading.take = lambda grads, state, params, engine, extra_args: part(
+        functools.partial(as_optimizer(tx).step, engine=engine), grads, state, params, extra_args
+    )
     return spreading
 
 

@@ -62,7 +62,7 @@ class DynamicSigned:
 
     def decode(self, codes: jax.Array) -> jax.Array:
         """The value of each code, float32."""
-        d = codes.astype(jnp.int32)
+        d = codes.astype(jnp.int32)  # of which -128, like all that stand for less than 0, has the sign -1
         return jnp.sign(d).astype(jnp.float32) * _dynamic_value(jnp.maximum(jnp.abs(d), 1), lowest=0, top=6, last=-1.0)
 
 
