@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import optax
+import pytest
 
 import adamite
 import reference.adabelief
@@ -141,3 +142,9 @@ SPECS = [
     Spec("scheduled", adamite.ademamix, None, reference.ademamix.ademamix, {"b1": (0.9, 0.5)}, MIX_SCHEDULES, True),
     Spec("lamb", adamite.lamb, optax.lamb, reference.lamb.lamb, ADAM | DECAY, needs_params=True),
 ]
+
+
+def halved(cases: list[Any]) -> list[Any]:
+    """Cases of which two of four in a row are slow: of pairs sometimes the one, sometimes the other."""
+    marked = (x if hasattr(x, "marks") else pytest.param(*x) for x in cases)
+    return [x if k % 4 in (0, 3) else x._replace(marks=(*x.marks, pytest.mark.slow)) for k, x in enumerate(marked)]

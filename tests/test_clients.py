@@ -72,7 +72,7 @@ PIPELINES = {
 }
 
 
-@pytest.mark.parametrize("recipe", ["adam", "adamw", "nadam"])
+@pytest.mark.parametrize("recipe", ["adamw", *(pytest.param(x, marks=pytest.mark.slow) for x in ("adam", "nadam"))])
 @pytest.mark.parametrize("pipeline", PIPELINES)
 def test_optax_wrappers_give_the_bits_of_optax(pipeline, recipe):
     build = PIPELINES[pipeline]

@@ -281,6 +281,7 @@ class TestTransformed:
             alone = jax.jit(train)(rate)
             chex.assert_trees_all_close(jax.tree.map(lambda x, i=i: x[i], together), alone, rtol=2e-6, atol=1e-7)
 
+    @pytest.mark.slow
     @each
     def test_vmap_over_models(self, spec):
         tx = spec.build()

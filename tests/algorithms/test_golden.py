@@ -13,7 +13,7 @@ import optax
 import pytest
 
 from naming import named
-from specs import SPECS, Spec
+from specs import SPECS, Spec, halved
 
 STEPS, SIZE = 1000, 24
 RNG = np.random.default_rng(0)
@@ -70,7 +70,7 @@ def error(path, expected):
     return np.divide(off, moved, out=np.where(off > 0, np.inf, 0.0), where=moved > 0).max(axis=-1)
 
 
-@pytest.mark.parametrize(("spec", "flags", "schedule"), CASES)
+@pytest.mark.parametrize(("spec", "flags", "schedule"), halved(CASES))
 def test_float64_is_the_paper(spec, flags, schedule):
     expected = paper(spec.name, spec.flags.index(flags), schedule)
     with jax.enable_x64(True):
@@ -93,6 +93,7 @@ def test_there_are_over_a_thousand():
     assert sum(len(spec.combinations()) * len(spec.flags) * len(SCHEDULES) for spec in GOLDEN) >= 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", GOLDEN, ids=str)
 def test_a_wrong_hyperparameter_is_seen(spec):
     """Each hyperparameter matters to some trajectory: nothing is ignored."""
