@@ -82,6 +82,7 @@ def measure(tx: optax.GradientTransformation, params: Any, here: Sharding, engin
 def main() -> None:
     parser = argparse.ArgumentParser(description="Bytes per parameter of a step of AdamW, from the compiler.")
     parser.add_argument("--tpu", action="store_true", help="compile for a TPU v5e (see `make tpu-check`)")
+    parser.add_argument("--only", default="", help="a part of the name of a tree")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/step-memory.json"))
     options = parser.parse_args()
     here: Sharding = SingleDeviceSharding(jax.devices()[0])
@@ -89,7 +90,7 @@ def main() -> None:
         chips = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
         here = NamedSharding(Mesh(np.array(chips[:1]), ("chip",), (AxisType.Auto,)), PartitionSpec())
     result = {"compiled for": "TPU v5e" if options.tpu else "CPU", "machine": machine(), "trees": {}}
-    for tree, shapes in TREES.items():
+    for tree, shapes in ((tree, shapes) for tree, shapes in TREES.items() if options.only in tree):
         print(f"\n{tree}\n{'bytes per parameter':46}{'kept':>8}{'beside':>8}{'moved':>8}{'compile':>10}")
         rows = result["trees"][tree] = {}
         engines = ["xla", "pallas"] if options.tpu and len(shapes) == 1 else ["xla"]
