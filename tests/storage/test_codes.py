@@ -67,6 +67,12 @@ def test_zero_and_the_ends_are_exact(code):
         np.testing.assert_array_equal(decode(code)(codes), [0, 0, 1])
 
 
+@pytest.mark.parametrize("code", [SIGNED, UNSIGNED], ids=lambda code: type(code).__name__)
+def test_what_is_larger_than_one_is_one(code):
+    z = jnp.array([1.0000001, 1.5, 1e30, jnp.inf])
+    np.testing.assert_array_equal(encode(code)(z, HALF), code.one)
+
+
 @each
 @pytest.mark.parametrize("r", [LEAST_R, 41, 1024, HALF, 3072, 4055, MOST_R])
 def test_a_value_of_the_map_stays_itself(code, r):
