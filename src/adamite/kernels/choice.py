@@ -60,9 +60,7 @@ def choose(engine: str, fused: Fused, scalars: Any, leaf: Leaf, elementwise: boo
     asked = _asked(engine)
     why = "" if asked == "xla" else _elsewhere(asked, fused, leaf) if elementwise else "its step needs the whole leaf"
     if asked != "xla" and not why:
-        kernels = [] if asked == "native" else _pallas()
-        reasons = (kernel.why_not(fused, leaf) for kernel in kernels)
-        why = next(filter(None, reasons), "") if kernels else _native().why_not(fused, scalars, leaf)
+        why = _unserved(asked, fused, scalars, leaf)
     if engine == "auto" and asked == "pallas" and not why:
         plain = fused.block == 1 or leaf.p.ndim < 2 or leaf.p.shape[-1] % 128
         why = "XLA moves as few bytes" if plain else ""
@@ -141,6 +139,13 @@ def _pallas() -> list[Any]:
     from adamite.kernels import gpu, tpu
 
     return {"tpu": [tpu], "gpu": [gpu]}.get(jax.default_backend(), [tpu, gpu])
+
+
+def _unserved(asked: str, fused: Fused, scalars: Any, leaf: Leaf) -> str:
+    """Why the engine that is asked for has no kernel for the leaf; "" if it has."""
+    if asked == "native":
+        return _native().why_not(fused, scalars, leaf)
+    return next(filter(None, (kernel.why_not(fused, leaf) for kernel in _pallas())), "")
 
 
 def _elsewhere(asked: str, fused: Fused, leaf: Leaf) -> str:
