@@ -80,7 +80,7 @@ def zero1(
     """
     if isinstance(checks.transformation("tx", tx), Spread):
         raise ValueError("tx must keep its state beside the parameters: give all axes to one zero1, offload around it")
-    inner = optax.with_extra_args_support(tx)
+    inner = as_optimizer(tx)
     names = _axes(mesh, axis)
 
     home = NamedSharding(mesh, PartitionSpec())  # of what all devices have
@@ -138,7 +138,7 @@ def zero1(
     spreading = Spread(init, update)
     spreading.spread = spread
     spreading.take = lambda grads, state, params, engine, extra_args: part(
-        functools.partial(as_optimizer(tx).step, engine=engine), grads, state, params, extra_args
+        functools.partial(inner.step, engine=engine), grads, state, params, extra_args
     )
     return spreading
 
