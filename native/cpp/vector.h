@@ -272,7 +272,7 @@ INLINE I look_up(I e, const int32_t* table) {
 // How many of up to seven limits a number from 0 to 1 has reached. The upper halves of floats' bits grow with them, about
 // as their logarithm does: what they are above `origin`, times `factor`, has the number of a bucket in its upper half.
 // The limit with the number of the bucket is in it, and no other one. -0 is in bucket 0.
-INLINE I reached(F x, uint16_t origin, uint16_t factor, const float* limits) {
+INLINE I reached(F x, [[maybe_unused]] uint16_t origin, [[maybe_unused]] uint16_t factor, const float* limits) {
 #if defined(__AVX512BW__)
   const __m512i above = _mm512_subs_epu16((__m512i)x, _mm512_set1_epi32(origin << 16));
   const I bucket = (I)_mm512_srli_epi32(_mm512_mulhi_epu16(above, _mm512_set1_epi32(factor << 16)), 16);

@@ -53,6 +53,7 @@ class Limits(NamedTuple):
 
 ANYTHING = Limits(-np.inf, np.inf, True)
 READ = {"int8": Limits(-128, 127), "uint8": Limits(0, 255), "bool": Limits(0, 1)}
+LARGEST = float(np.finfo(np.float32).max)
 EXPONENT = 0x7F800000
 
 
@@ -98,10 +99,12 @@ def _limits(node: Node, nodes: Nodes) -> Limits:
     operation = node.operation
     if operation == "bitcast_convert_type":
         operation = {"int32": "bits of", "float32": "float of"}.get(node.dtype, "")
-    found = LIMITED[operation](*given) if operation in LIMITED else ANYTHING
-    if node.dtype == "int32" and (found.low < -(2**31) or found.high >= 2**31):
-        return ANYTHING
-    return found
+    if node.dtype not in ("int32", "float32"):  # narrow integers wrap
+        return READ.get(node.dtype, ANYTHING)
+    low, high, nan = LIMITED[operation](*given) if operation in LIMITED else ANYTHING
+    if node.dtype == "int32":
+        return Limits(low, high, nan) if low >= -(2**31) and high < 2**31 else ANYTHING
+    return Limits(low if low >= -LARGEST else -np.inf, high if high <= LARGEST else np.inf, nan)
 
 
 def _of_its_part(node: Node, nodes: Nodes) -> Limits | None:

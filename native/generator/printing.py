@@ -153,7 +153,10 @@ def _define(node: Node, nodes: Nodes) -> str:
 
 def _count(node: Node) -> str:
     limits = tuple(int(limit[1:]) for limit in node.arguments[1:])
-    origin, factor = buckets(limits) or (0, 0)  # there are some: see lowering
+    found = buckets(limits)
+    if found is None:
+        raise ValueError(f"{node.name} counts limits that no buckets are for: {limits}")
+    origin, factor = found
     numbers = [_number(f"#{x}", "float32") for x in limits] + ["__builtin_inff()"] * (16 - len(limits))
     name = node.name
     return (
