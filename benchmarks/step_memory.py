@@ -90,7 +90,8 @@ def main() -> None:
         chips = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
         here = NamedSharding(Mesh(np.array(chips[:1]), ("chip",), (AxisType.Auto,)), PartitionSpec())
     result = {"compiled for": "TPU v5e" if options.tpu else "CPU", "machine": machine(), "trees": {}}
-    for tree, shapes in ((tree, shapes) for tree, shapes in TREES.items() if options.only in tree):
+    wanted = {tree: shapes for tree, shapes in TREES.items() if options.only in tree}
+    for tree, shapes in wanted.items():
         print(f"\n{tree}\n{'bytes per parameter':46}{'kept':>8}{'beside':>8}{'moved':>8}{'compile':>10}")
         rows = result["trees"][tree] = {}
         engines = ["xla", "pallas"] if options.tpu and len(shapes) == 1 else ["xla"]
