@@ -136,14 +136,13 @@ def compare(shapes: list[tuple[int, ...]], engines: list[str], rounds: int) -> d
     return rows
 
 
-def draw(trees: dict[str, dict[str, dict[str, float]]], path: pathlib.Path) -> None:
+def draw(shown: dict[str, dict[str, dict[str, float]]], path: pathlib.Path) -> None:
     """The roofline: time against bytes; the line is the copy's bandwidth."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    shown = {name: rows for name, rows in trees.items() if "1,000" not in name}
     figure, axes = plt.subplots(1, len(shown), figsize=(4.6 * len(shown), 4.2), sharey=True, squeeze=False)
     colors = {"optax": "#888888", "torch": "#d08000", "xla": "#3070b0", "native": "#208050", "pallas": "#208050"}
     for ax, (name, rows) in zip(axes[0], shown.items(), strict=True):
@@ -180,8 +179,10 @@ def main() -> None:
             result["trees"][name] = compare(shapes(), ["xla", *kernels], options.rounds)
             options.out.parent.mkdir(parents=True, exist_ok=True)
             options.out.write_text(json.dumps(result, indent=1) + "\n")
-    draw(result["trees"], options.out.with_suffix(".png"))
-    print(f"wrote {options.out} and {options.out.with_suffix('.png')}")
+    print(f"wrote {options.out}")
+    if large := {name: rows for name, rows in result["trees"].items() if "1,000" not in name}:
+        draw(large, options.out.with_suffix(".png"))
+        print(f"wrote {options.out.with_suffix('.png')}")
 
 
 if __name__ == "__main__":

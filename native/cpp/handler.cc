@@ -1,8 +1,9 @@
 // The XLA custom call that steps a group of leaves, each in place or into other buffers.
 //
-// Arguments: for each kernel the operands, uint32; then for each leaf the arrays that its kernel reads. Results: for
-// each leaf the arrays that its kernel writes. Attributes: `kernels`, names with commas between them; and of each leaf
-// `kernel` (an index into these), `number` (for random bits), `rows` and `columns` (the elements along its last axis).
+// Arguments: for each kernel its operands, uint32, and any number more; then for each leaf the arrays that its kernel
+// reads. Results: for each leaf the arrays that its kernel writes. Attributes: `kernels`, names with commas between them;
+// and of each leaf `kernel` (an index into these), `number` (for random bits), `rows` and `columns` (the elements along
+// its last axis).
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -146,8 +147,8 @@ ffi::Error Read(const ffi::RemainingArgs& args, const ffi::RemainingRets& rets, 
     auto operands = args.get<ffi::AnyBuffer>(arg);
     if (arg++ >= args.size() || operands.has_error()) return Invalid("too few arguments");
     if (operands->element_type() != ffi::DataType::U32 ||
-        operands->element_count() != static_cast<size_t>(found->scalars)) {
-      return Invalid("kernel " + std::string(name) + " takes " + std::to_string(found->scalars) + " operands, uint32");
+        operands->element_count() < static_cast<size_t>(found->scalars)) {
+      return Invalid("kernel " + std::string(name) + " needs " + std::to_string(found->scalars) + " operands, uint32");
     }
     known.push_back(found);
     scalars.push_back(static_cast<const uint32_t*>(operands->untyped_data()));

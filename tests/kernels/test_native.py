@@ -275,6 +275,14 @@ def test_results_do_not_depend_on_threads_or_instructions():
     assert len(found) == 1
 
 
+@pytest.mark.parametrize("tx", [ADAMW(), adamite.lion(1e-2)], ids=["adamw", "lion"])
+def test_nobody_has_to_wait_for_a_step(tx):
+    """XLA runs a program of fewer operations than that at once, on the thread of its caller."""
+    x = [jnp.ones(1)]
+    step = jax.jit(functools.partial(by_kernels, tx)).lower(x, x, tx.init(x)).compile()
+    assert step.cost_analysis()["flops"] >= 1000
+
+
 def test_what_has_no_kernel_says_why():
     def reason(tx, p, g=None):
         params, grads = [p], [p if g is None else g]
@@ -317,8 +325,8 @@ def test_bad_calls_are_refused():
         ("must be positive", good, results, dict(rows=np.full(1, 2**62), columns=np.full(1, 2**62))),
         ("8 elements instead of 16", good, results, dict(rows=np.full(1, 2))),
         ("another dtype", [operands, *[eight.astype(jnp.int32)] * 4], results, {}),
-        ("takes 10 operands, uint32", [operands[:9], *[eight] * 4], results, {}),
-        ("takes 10 operands, uint32", [eight, *[eight] * 4], results, {}),
+        ("needs 10 operands, uint32", [operands[:9], *[eight] * 4], results, {}),
+        ("needs 10 operands, uint32", [eight, *[eight] * 4], results, {}),
         ("too few arguments", good[:-1], results, {}),
         ("too many arguments", [*good, eight], results, {}),
         ("too few results", good, results[:-1], {}),

@@ -21,6 +21,11 @@ GROUP = 64
 """Leaves of one call, at most."""
 
 TARGET = "adamite_step"
+
+SPARE = 1024
+"""Operands that no kernel reads. XLA runs a program of less than 1,000 operations, and a custom call is none, on the
+thread of its caller, who then has to wait; to number these is enough of them."""
+
 DTYPES = tuple(map(jnp.dtype, (jnp.float32, jnp.bfloat16, jnp.int8, jnp.uint8, jnp.int16)))
 
 
@@ -87,12 +92,13 @@ def _call(group: list[tuple[Leaf, Program]], operands: dict[int, jax.Array]) -> 
 
 
 def _operands(its: Program, scalars: Any) -> jax.Array:
-    """The operands that are not compiled in, as the kernel takes them: 32 bits each."""
+    """The operands that are not compiled in, as the kernel takes them, 32 bits each; and the spare ones."""
     fixed = _fixed(its)
     wanted = [k for k in range(len(its.scalars)) if k not in fixed]
     values = its.operands(scalars, wanted)
     bits = [jax.lax.bitcast_convert_type(x, jnp.uint32) if x.dtype != jnp.uint32 else x for x in values]
-    return jnp.stack(bits) if bits else jnp.zeros(0, jnp.uint32)
+    spare = jax.lax.iota(jnp.uint32, SPARE) ^ jax.lax.optimization_barrier(jnp.uint32(0))  # else it were a constant
+    return jnp.concatenate([*(x[None] for x in bits), spare])
 
 
 def _fixed(its: Program) -> dict[int, int]:
