@@ -67,6 +67,14 @@ class TestNearest:
         assert (np.abs(found - x) <= COARSE * 2.0**-9)[np.abs(x) < COARSE].all()
 
     @of_dtype
+    def test_ties_are_to_even(self, dtype):
+        """Half way between any two neighbours."""
+        x = np.unique(all_numbers(dtype).astype(np.float32))
+        between = x[:-1] + np.diff(x) / 2
+        between = between[np.abs(between) >= COARSE]
+        np.testing.assert_array_equal(nearest(jnp.asarray(between), dtype), round_to_nearest(between, dtype))
+
+    @of_dtype
     def test_what_is_past_the_largest_is_the_largest_and_infinity_stays(self, dtype):
         largest = float(jnp.finfo(dtype).max)
         x = jnp.array([3e38, -3.4e38, jnp.inf, -jnp.inf, jnp.nan])

@@ -27,6 +27,11 @@ def tree(seed=0, dtype=jnp.float32):
     return {name: jnp.asarray(rng.standard_normal(shape), dtype) for name, shape in SHAPES.items()}
 
 
+def one_device():
+    """A mesh on which it is known where everything is."""
+    return jax.make_mesh((1,), ("here",), axis_types=(jax.sharding.AxisType.Auto,))
+
+
 def both(tx, engine="xla"):
     """A step by itself, and as optax takes it."""
 
@@ -74,6 +79,20 @@ AROUND = {
 @pytest.mark.parametrize("around", AROUND)
 def test_around_an_optimizer(around):
     agree(AROUND[around](adamite.adamw(1e-2)), jnp.bfloat16)
+
+
+@pytest.mark.parametrize("around", ["clipping", "skip_nonfinite", "skip_spikes", "accumulate", "accumulate, guarded"])
+def test_around_a_kernel(around):
+    """Two micro-batches make a step, a step is clipped and so on, whatever steps."""
+    tx = AROUND[around](adamite.adamw(1e-2, moments="int8"))
+    with jax.set_mesh(one_device()), kernels.recorded() as choices:
+        start = tree(), tx.init(tree())
+        by_kernel, plain = (jax.jit(functools.partial(tx.step, engine=engine)) for engine in ("pallas", "xla"))
+        for i in range(3):
+            g = tree(i + 1)
+            ours, start = by_kernel(g, start[1], start[0]), plain(g, start[1], start[0])
+            assert_close(ours, start)
+    assert {choice.engine for choice in choices} == {"pallas"}
 
 
 @pytest.mark.parametrize("engine", ["xla", "pallas"])
@@ -212,8 +231,7 @@ def test_derivatives_go_through_a_step(engine):
             params = optax.apply_updates(params, updates)
         return sum(jnp.sum(p**2) for p in jax.tree.leaves(params))
 
-    one_device = jax.make_mesh((1,), ("here",), axis_types=(jax.sharding.AxisType.Auto,))
-    with jax.set_mesh(one_device), kernels.recorded() as choices:
+    with jax.set_mesh(one_device()), kernels.recorded() as choices:
         ours, theirs = (jax.jit(jax.grad(f, (0, 1)))(tree(), 0.1) for f in (loss, plainly))
     auto = "native" if library() else "xla"
     assert {choice.engine for choice in choices} <= {auto if engine == "auto" else engine}

@@ -283,12 +283,25 @@ def test_nobody_has_to_wait_for_a_step(tx):
     assert step.cost_analysis()["flops"] >= 1000
 
 
-def test_what_has_no_kernel_says_why():
-    def reason(tx, p, g=None):
-        params, grads = [p], [p if g is None else g]
-        scalars, (leaf,), _ = leaves_of(tx, params, grads, tx.init(params))
-        return native.why_not(Pass(tx.part).fused, scalars, leaf)
+def reason(tx, p, g=None):
+    params, grads = [p], [p if g is None else g]
+    scalars, (leaf,), _ = leaves_of(tx, params, grads, tx.init(params))
+    return native.why_not(Pass(tx.part).fused, scalars, leaf)
 
+
+def test_a_kernel_of_other_constants_is_not_taken(monkeypatch):
+    tx, p = ADAMW(moments="int8"), jnp.ones((64, 256))
+    assert reason(tx, p) == ""
+    other = {
+        name: its | {"fixed": {k: bits ^ 1 for k, bits in its["fixed"].items()}}
+        for name, its in library.kernels().items()
+    }
+    monkeypatch.setattr(library, "kernels", lambda: other)
+    assert "no kernel" in reason(tx, p)
+    assert reason(ADAMW(), p) == ""
+
+
+def test_what_has_no_kernel_says_why():
     assert reason(ADAMW(), jnp.ones(3)) == ""
     assert reason(ADAMW(), jnp.ones((0, 3))) == "it has no elements"
     assert "complex64" in reason(adamite.adam(1e-2), jnp.ones(3, jnp.complex64))
