@@ -76,6 +76,14 @@ def of_optax(grads: list[jax.Array]) -> Contender:
     return Contender(step, tx, [jnp.ones_like(g) for g in grads], grads)
 
 
+def of_nothing(grads: list[jax.Array]) -> Contender:
+    """A program that is given the same arrays and returns them: the part of every step that is JAX's."""
+    tx = optax.adamw(LEARNING_RATE, weight_decay=DECAY)
+    contender = Contender(lambda params, state, _: (params, state), tx, [jnp.ones_like(g) for g in grads], grads)
+    contender.bytes = 0.0
+    return contender
+
+
 def of_adamite(engine: str, moments: str, rounding: str | None, grads: list[jax.Array]) -> Contender:
     tx = adamite.adamw(LEARNING_RATE, weight_decay=DECAY, moments=moments, rounding=rounding)
     dtype = jnp.bfloat16 if rounding else jnp.float32
@@ -98,7 +106,8 @@ def compare(shapes: list[tuple[int, ...]], engines: list[str], rounds: int) -> d
 
     parameters = sum(map(math.prod, shapes))
     theirs = of_optax(grads)
-    makers: dict[str, Callable[[], Any]] = {"optax.adamw, float32": lambda: theirs}
+    makers: dict[str, Callable[[], Any]] = {"nothing": functools.partial(of_nothing, grads)}
+    makers["optax.adamw, float32"] = lambda: theirs
     makers["torch.optim.AdamW, fused, float32"] = functools.partial(
         torch_contender, shapes, "AdamW", weight_decay=DECAY
     )
@@ -150,6 +159,8 @@ def draw(shown: dict[str, dict[str, dict[str, float]]], path: pathlib.Path) -> N
         bytes_moved = np.array([8.0, 30.0])
         ax.plot(bytes_moved, bytes_moved * base["copy"] / base["bytes"], "k", lw=1, label="as fast as memory")
         for kind, row in rows.items():
+            if not row["bytes"]:
+                continue
             engine = kind.split(":")[0].split(".")[0]
             label = engine if engine not in ax.get_legend_handles_labels()[1] else None
             ax.plot(row["bytes"], 1 / row["x"], "o", color=colors[engine], label=label)

@@ -429,7 +429,7 @@ def test_which_engine_takes_which_leaf():
     assert {leaf.why_xla for leaf in whole} == {"its step needs the whole leaf"}
     many = adamite.memory_report(tx, params, engine="pallas").leaves  # eight devices here
     assert {leaf.why_xla for leaf in many} == {
-        "jit does not show on which of several devices it is: use Explicit axes, or shard_map"
+        "jit does not show on which of several devices it is: use Explicit axes, explicit_axes or shard_map"
     }
     with pytest.raises(ValueError, match="engine must be one of 'auto', 'xla', 'pallas', 'native', got 'gpu'"):
         adamite.memory_report(tx, params, engine="gpu")

@@ -167,10 +167,11 @@ def test_on_a_mesh_results_and_places_are_those_of_one_device(explicit, engine):
     assert spread[0]["w"].sharding.is_equivalent_to(over, 2)
 
 
+@pytest.mark.parametrize("explicit", [False, True], ids=["Auto", "Explicit"])
 @pytest.mark.parametrize("moments", ["float32", "int8"])
-def test_zero1_by_a_kernel(moments):
-    """On Explicit axes each device steps its part by the kernel."""
-    where, alone = mesh(explicit=True), adamite.adamw(1e-2, moments=moments)
+def test_zero1_by_a_kernel(moments, explicit):
+    """Each device steps its part."""
+    where, alone = mesh(explicit), adamite.adamw(1e-2, moments=moments)
     tx, params, grads = adamite.sharding.zero1(alone, where), {"w": tree()["w"]}, {"w": tree(1)["w"]}
     laid, laid_grads = jax.device_put((params, grads), NamedSharding(where, P()))
     with kernels.recorded() as choices:
@@ -178,6 +179,24 @@ def test_zero1_by_a_kernel(moments):
     assert [choice.engine for choice in choices] == ["pallas"]
     assert after["w"].sharding.is_fully_replicated
     assert not jax.tree.leaves(state[0].mu)[0].sharding.is_fully_replicated
+    one, _ = both(alone)
+    assert_close(jax.device_get((after, state)), jax.device_get(one(grads, alone.init(params), params)))
+
+
+def test_zero1_by_a_kernel_on_two_axes_with_a_gradient_missing():
+    kind = (jax.sharding.AxisType.Auto,) * 2
+    where = jax.make_mesh((2, 2), ("data", "model"), axis_types=kind, devices=jax.devices()[:4])
+    params, grads = {name: tree()[name] for name in "wb"}, {"w": tree(1)["w"], "b": None}
+    shardings = {"w": NamedSharding(where, P("model")), "b": NamedSharding(where, P())}
+    alone = adamite.adamw(1e-2)
+    tx, laid = adamite.sharding.zero1(alone, where, param_shardings=shardings), jax.device_put(params, shardings)
+    laid_grads = grads | {"w": jax.device_put(grads["w"], shardings["w"])}
+    with kernels.recorded() as choices:
+        after, state = jax.jit(functools.partial(tx.step, engine="pallas"))(laid_grads, tx.init(laid), laid)
+    assert [choice.engine for choice in choices] == ["pallas"]
+    assert state[0].mu["w"].sharding.spec == P(("model", "data")) or state[0].mu["w"].sharding.spec == P(
+        "model", "data"
+    )
     one, _ = both(alone)
     assert_close(jax.device_get((after, state)), jax.device_get(one(grads, alone.init(params), params)))
 

@@ -64,7 +64,7 @@ def load() -> tuple[Corpus, str]:
     return Corpus(train, validation, alphabet), story
 
 
-def make_optimizer(steps: int) -> optax.GradientTransformation:
+def make_optimizer(steps: int) -> adamite.Optimizer:
     """Clipping, then AdamW: warm-up over a tenth of the steps, then a cosine down to a thirtieth of the peak."""
     schedule = optax.warmup_cosine_decay_schedule(0.0, 3e-3, steps // 10, steps, end_value=1e-4)
     adamw = adamite.adamw(schedule, b2=0.99, weight_decay=0.1, mask=kernels)
@@ -83,7 +83,7 @@ evaluate = jax.jit(loss_of, static_argnums=0)
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(2, 3))
 def train_step(
     structure: Any,
-    optimizer: optax.GradientTransformation,
+    optimizer: adamite.Optimizer,
     params: Any,
     state: Any,
     text: jax.Array,
@@ -96,8 +96,7 @@ def train_step(
     starts = jax.random.randint(key, (BATCH, 1), 0, len(text) - CONTEXT)
     windows = text[starts + jnp.arange(CONTEXT + 1)]
     loss, gradients = jax.value_and_grad(lambda params: scale * loss_of(structure, params, windows))(params)
-    updates, state = optimizer.update(gradients, state, params)
-    return optax.apply_updates(params, updates), state, loss
+    return *optimizer.step(gradients, state, params), loss
 
 
 @functools.partial(jax.jit, static_argnums=0)

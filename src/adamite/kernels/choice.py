@@ -157,7 +157,7 @@ def _elsewhere(asked: str, fused: Fused, leaf: Leaf) -> str:
             if isinstance(x, jax.Array) and len(x.sharding.device_set) > 1:
                 return "it is on several devices"
         elif jax.device_count() > 1 and not _known(jax.typeof(x).sharding.mesh):
-            return "jit does not show on which of several devices it is: use Explicit axes, or shard_map"
+            return "jit does not show on which of several devices it is: use Explicit axes, explicit_axes or shard_map"
     return ""
 
 

@@ -23,6 +23,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from adamite import checks
+from adamite.engine.leafwise import Leafwise
 from adamite.engine.matching import counterparts, shape_of
 from adamite.engine.optimizer import as_optimizer
 from adamite.identity import described
@@ -114,7 +115,7 @@ def zero1(
         return lay_state(inner.init(structure.unflatten(_lay(leaves, over))), leaves, structure, over)
 
     def part(
-        take: Callable[..., Any], updates: optax.Updates, state: optax.OptState, params: Any, extra_args: Any
+        take: Callable[..., Any], updates: Any, state: Any, params: Any, extra_args: Any, *, told: bool = False
     ) -> tuple[Any, optax.OptState]:
         """Each device's part of an update or a whole step, and its results, put together as the parameters are."""
         leaves, structure = jax.tree.flatten(updates, is_leaf=is_none)
@@ -127,6 +128,10 @@ def zero1(
         own, over = layout(structure.unflatten(weights), "updates" if params is None else "params")
         if params is not None:
             params = structure.unflatten(_lay(weights, over))
+        if told:
+            of_updates = [s for x, s in zip(leaves, over, strict=True) if x is not None]
+            of_moments = [s or home for _, s in of_state(inner, state, weights, structure, over)]
+            take = _told(take, mesh, [*of_updates, *of_moments, *(s for s in over if s)])
         new, state = take(structure.unflatten(_lay(leaves, over)), state, params, **extra_args)
         return structure.unflatten(_lay(structure.flatten_up_to(new), own)), lay_state(state, weights, structure, over)
 
@@ -135,12 +140,30 @@ def zero1(
     ) -> tuple[optax.Updates, optax.OptState]:
         return part(inner.update, updates, state, params, extra_args)
 
+    def take(grads: Any, state: Any, params: Any, engine: str, extra_args: Any) -> tuple[optax.Params, optax.OptState]:
+        told = AxisType.Auto in mesh.axis_types and isinstance(inner, Leafwise)  # others may not bear Explicit axes
+        return part(functools.partial(inner.step, engine=engine), grads, state, params, extra_args, told=told)
+
     spreading = Spread(init, update)
-    spreading.spread = spread
-    spreading.take = lambda grads, state, params, engine, extra_args: part(
-        functools.partial(inner.step, engine=engine), grads, state, params, extra_args
-    )
+    spreading.spread, spreading.take = spread, take
     return spreading
+
+
+def _told(step: Callable[..., Any], mesh: Any, shardings: Sequence[NamedSharding]) -> Callable[..., Any]:
+    """A step for jit on Auto axes that is told how its arrays are sharded, as kernels have to know."""
+
+    def told(*trees: Any, **extra_args: Any) -> Any:
+        arrays, form = jax.tree.flatten(trees)
+        if not any(isinstance(x, Tracer) for x in arrays):
+            return step(*trees, **extra_args)
+        on_explicit_axes = jax.sharding.explicit_axes(
+            lambda *arrays: step(*form.unflatten(arrays), **extra_args),
+            in_sharding=tuple(s.spec for s in shardings),
+        )
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return on_explicit_axes(*arrays)
+
+    return told
 
 
 def _axes(mesh: Any, axis: Any) -> tuple[str, ...]:
