@@ -39,7 +39,7 @@ static const Function v4[] = {
 // ADAMITE_NATIVE_SET=base or v3 asks for less than the processor can do: for tests.
 static const Function* Choose() {
   const char* wish = std::getenv("ADAMITE_NATIVE_SET");
-  const std::string_view most = wish ? wish : "v4";
+  [[maybe_unused]] const std::string_view most = wish ? wish : "v4";
 #if defined(ADAMITE_X86)
   __builtin_cpu_init();
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
