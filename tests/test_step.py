@@ -15,7 +15,7 @@ from adamite import kernels
 from adamite.engine.optimizer import apply_updates
 from adamite.kernels.library import library
 from bits import assert_same_bits, types
-from kernels.cases import assert_close
+from kernels.cases import QUICKLY, assert_close
 from specs import SPECS
 
 each = pytest.mark.parametrize("spec", SPECS, ids=str)
@@ -81,13 +81,15 @@ def test_around_an_optimizer(around):
     agree(AROUND[around](adamite.adamw(1e-2)), jnp.bfloat16)
 
 
-@pytest.mark.parametrize("around", ["clipping", "skip_nonfinite", "skip_spikes", "accumulate", "accumulate, guarded"])
+@pytest.mark.parametrize("around", ["clipping", "skip_spikes", "accumulate"])
 def test_around_a_kernel(around):
     """Two micro-batches make a step, a step is clipped and so on, whatever steps."""
-    tx = AROUND[around](adamite.adamw(1e-2, moments="int8"))
+    tx = AROUND[around](adamite.adamw(1e-2))
     with jax.set_mesh(one_device()), kernels.recorded() as choices:
         start = tree(), tx.init(tree())
-        by_kernel, plain = (jax.jit(functools.partial(tx.step, engine=engine)) for engine in ("pallas", "xla"))
+        by_kernel, plain = (
+            jax.jit(functools.partial(tx.step, engine=engine), compiler_options=QUICKLY) for engine in ("pallas", "xla")
+        )
         for i in range(3):
             g = tree(i + 1)
             ours, start = by_kernel(g, start[1], start[0]), plain(g, start[1], start[0])

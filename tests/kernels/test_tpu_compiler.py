@@ -1,6 +1,6 @@
 """What the TPU's compiler makes of the kernel: it takes every step, and moves no byte more than it must.
 
-Run by `make test-all`, which fetches the compiler.
+The compiler is no requirement: `make test-all` and `.ci/run` fetch it.
 """
 
 import json
@@ -24,7 +24,6 @@ MOST = {
 """Bytes moved for a parameter of a leaf of 16384 x 16384."""
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not LIBRARY.exists(), reason="make test-all, or make out/libtpu, fetches the TPU's compiler")
 def test_every_step_compiles_and_moves_what_it_must():
     own = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_LIBRARY_PATH": str(LIBRARY), "XLA_FLAGS": ""}
