@@ -19,7 +19,6 @@ from adam_step import machine
 
 from adamite.random_bits import element_index, fold, random_bits
 from adamite.storage import Blockwise, Dense, Storage
-from adamite.storage.codes import HALF, DynamicUnsigned
 
 B1, B2, EPS = 0.9, 0.999, 1e-8
 SHAPE = (64, 256)
@@ -27,22 +26,42 @@ SCENARIOS = [("steady", 0.0), ("steady", 0.5), ("steady", 1.0), ("grow", 0.5)]
 
 
 @dataclasses.dataclass(frozen=True)
-class PaperUnsigned:
-    """Codes of the mean square itself, not of its root, to the nearest: what the paper does."""
+class Paper:
+    """Dynamic codes to the nearest, of the mean square itself, not of its root: what the paper does."""
+
+    values: tuple[float, ...]
 
     def fresh(self, leaf: Any) -> Any:
         """Zeros."""
-        return jnp.zeros(leaf.shape, jnp.uint8), jnp.ones((*leaf.shape[:-1], 1))
+        return jnp.full(leaf.shape, self.values.index(0.0), jnp.uint8), jnp.ones((*leaf.shape[:-1], 1))
 
     def decode(self, stored: Any) -> jax.Array:
         """The values."""
-        return DynamicUnsigned().decode(stored[0]) * stored[1]
+        return jnp.asarray(self.values)[stored[0]] * stored[1]
 
     def encode(self, x: jax.Array, stored: Any, bits: Any) -> Any:
         """The codes and one scale a block."""
         del stored, bits
-        scale = jnp.maximum(x.max(-1, keepdims=True), 1e-30)
-        return DynamicUnsigned().encode(x / scale, HALF), scale
+        scale = jnp.maximum(jnp.abs(x).max(-1, keepdims=True), 1e-30)
+        values = np.array(self.values)
+        codes = jnp.searchsorted((values[1:] + values[:-1]) / 2, x / scale).astype(jnp.uint8)
+        if values.min() == 0:  # nothing above 0 becomes 0; with what does, updates explode
+            codes = jnp.where(x > 0, jnp.maximum(codes, 1), codes)
+        return codes, scale
+
+
+def decades(fewest: int) -> list[float]:
+    """The middles of equal intervals, in each of seven decades below 1 twice as many as in the one below."""
+    bounds = [10.0 ** (k - 6) * np.linspace(0.1, 1, fewest * 2**k + 1) for k in range(7)]
+    return [float(x) for b in bounds for x in (b[1:] + b[:-1]) / 2]
+
+
+def paper(unsigned: bool) -> Paper:
+    """The paper's 256 values, or those >= 0."""
+    if unsigned:
+        return Paper((0.0, *decades(2), 1.0))
+    above = decades(1)
+    return Paper((*(-x for x in reversed(above)), 0.0, *above, 1.0))
 
 
 M, V = Dense(), Dense(unsigned=True)
@@ -54,7 +73,8 @@ STORAGES: dict[str, tuple[Any, Any]] = {
     "m int8, v float32": (Blockwise(), V),
     "m float32, v int8": (M, Blockwise(unsigned=True)),
     "m float32, v int8 to the nearest": (M, Blockwise(unsigned=True, seed=None)),
-    "m float32, v as in the paper": (M, PaperUnsigned()),
+    "m as in the paper, v float32": (paper(unsigned=False), V),
+    "m float32, v as in the paper": (M, paper(unsigned=True)),
     "m float32, v float8": (M, Blockwise(unsigned=True, float8=True)),
 }
 

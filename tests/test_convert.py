@@ -21,7 +21,7 @@ from adamite.convert import UNSIGNED
 from adamite.engine.per_leaf import Counted
 from adamite.storage import Blockwise, Dense, Quantized
 from bits import assert_same_bits
-from reference.codes import dynamic_signed, dynamic_unsigned, nearest
+from reference.codes import cubic_signed, cubic_unsigned, nearest
 
 BFLOAT16 = jnp.dtype(jnp.bfloat16)
 
@@ -156,7 +156,7 @@ def test_a_moment_is_rounded_to_the_nearest():
     _, state = by_optax("adam", 3)
     short, lean = convert_moments(state, "bfloat16")[0], convert_moments(state, "int8")[0]
     wide = convert_moments([lean], "float32")[0]
-    for name, table in (("mu", dynamic_signed()), ("nu", dynamic_unsigned())):
+    for name, table in (("mu", cubic_signed()), ("nu", cubic_unsigned())):
         x, kept = getattr(state[0], name)["w"], getattr(lean, name)
         assert_same_bits(getattr(short, name)["w"], x.astype(jnp.bfloat16))
         scale = np.repeat(kept.scales["w"], 256, axis=-1)[:, :640]

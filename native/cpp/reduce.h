@@ -6,42 +6,29 @@
 namespace adamite {
 namespace {
 
-// The largest or smallest of many numbers; NaN if one is, where one may be. Of 0 and -0 either one.
-template <bool largest, bool nan>
-class Extreme {
+// The largest magnitude of many numbers; a NaN counts as infinite. Bits of magnitudes are ordered as these are.
+class LargestMagnitude {
  public:
-  void add(F x) {
-    best_ = pick(best_, x);
-    if (nan) nan_ |= is_nan(x);
-  }
+  void add(F x) { best_ = larger(best_, asU(absolute(x))); }
 
   F result() const {
-    F x = best_;
-    M any_nan = nan_;
-    for (int step = 1; step < kLanes; step *= 2) {
-      x = pick(x, shuffled(x, lanes() ^ step));
-      if (nan) any_nan |= shuffled(any_nan, lanes() ^ step);
-    }
-    return choose(any_nan, x, splat(__builtin_nanf("")));
+    U x = best_;
+    for (int step = 1; step < kLanes; step *= 2) x = larger(x, shuffled(x, lanes() ^ step));
+    return asF(smaller(x, splat(0x7F800000u)));
   }
 
  private:
-  static F pick(F a, F b) { return largest ? larger_than(a, b) : smaller_than(a, b); }
-
 #if defined(__clang__)
-  template <class T>
-  static T shuffled(T x, I order) {
-    T r{};
+  static U shuffled(U x, I order) {
+    U r{};
     for (int i = 0; i < kLanes; ++i) r[i] = x[order[i]];
     return r;
   }
 #else
-  template <class T>
-  static T shuffled(T x, I order) { return __builtin_shuffle(x, order); }
+  static U shuffled(U x, I order) { return __builtin_shuffle(x, asU(order)); }
 #endif
 
-  F best_ = splat(largest ? -__builtin_inff() : __builtin_inff());
-  M nan_{};
+  U best_{};
 };
 
 // Of the first elements of a block, and of zeros, which the others stand for.

@@ -69,7 +69,6 @@ INLINE I loadI16(const char* p) { return (I)_mm512_cvtepi16_epi32(_mm256_loadu_s
 INLINE I loadI8(const char* p) { return (I)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)); }
 INLINE I loadU8(const char* p) { return (I)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)); }
 INLINE void store16(char* p, I x) { _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16((__m512i)x)); }
-INLINE void store8(char* p, I x) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8((__m512i)x)); }
 #elif defined(__AVX2__)
 INLINE U loadU16(const char* p) { return (U)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)); }
 INLINE I loadI16(const char* p) { return (I)_mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i*)p)); }
@@ -81,26 +80,53 @@ INLINE void store16(char* p, I x) {
   const __m256i halves = _mm256_permute4x64_epi64(_mm256_shuffle_epi8((__m256i)x, bytes), 0x08);
   _mm_storeu_si128((__m128i*)p, _mm256_castsi256_si128(halves));
 }
-INLINE void store8(char* p, I x) {
-  const __m256i bytes = _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,  //
-                                         0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
-  const __m256i four = _mm256_shuffle_epi8((__m256i)x, bytes);
-  const __m128i all = _mm_unpacklo_epi32(_mm256_castsi256_si128(four), _mm256_extracti128_si256(four, 1));
-  _mm_storel_epi64((__m128i*)p, all);
-}
 #else
 INLINE U loadU16(const char* p) { return __builtin_convertvector(*(const LooseHalves*)p, U); }
 INLINE I loadI16(const char* p) { return __builtin_convertvector(*(const LooseShorts*)p, I); }
 INLINE I loadI8(const char* p) { return __builtin_convertvector(*(const LooseBytes*)p, I); }
 INLINE I loadU8(const char* p) { return __builtin_convertvector(*(const LooseUBytes*)p, I); }
 INLINE void store16(char* p, I x) { *(LooseShorts*)p = __builtin_convertvector(x, Shorts); }
-INLINE void store8(char* p, I x) { *(LooseBytes*)p = __builtin_convertvector(x, Bytes); }
 #endif
 INLINE F loadBf16(const char* p) { return asF(loadU16(p) << 16); }
 INLINE void storeBf16(char* p, F x) { store16(p, asI(asU(x) >> 16)); }
 INLINE void storeI16(char* p, I x) { store16(p, x); }
-INLINE void storeI8(char* p, I x) { store8(p, x); }
-INLINE void storeU8(char* p, I x) { store8(p, x); }
+
+// The lowest bytes of the lanes of kTurns vectors.
+#if defined(__AVX512F__)
+constexpr int kTurns = 1;
+INLINE void storeBytes(char* p, const I* x) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8((__m512i)x[0])); }
+#else
+constexpr int kTurns = 4;
+INLINE void storeBytes(char* p, const I* x) {
+  const I a = x[0] & 255, b = x[1] & 255, c = x[2] & 255, d = x[3] & 255;
+#if defined(__AVX2__)
+  const __m256i ab = _mm256_packs_epi32((__m256i)a, (__m256i)b), cd = _mm256_packs_epi32((__m256i)c, (__m256i)d);
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // packing takes from both halves of each
+  _mm256_storeu_si256((__m256i*)p, _mm256_permutevar8x32_epi32(_mm256_packus_epi16(ab, cd), order));
+#elif defined(__x86_64__)
+  const __m128i ab = _mm_packs_epi32((__m128i)a, (__m128i)b), cd = _mm_packs_epi32((__m128i)c, (__m128i)d);
+  _mm_storeu_si128((__m128i*)p, _mm_packus_epi16(ab, cd));
+#else
+  const I all[4] = {a, b, c, d};
+  for (int k = 0; k < 4; ++k) *(LooseBytes*)(p + k * kLanes) = __builtin_convertvector(all[k], Bytes);
+#endif
+}
+#endif
+#if defined(__clang__)
+#define TURNS _Pragma("clang loop unroll(full)")
+#else
+#define TURNS _Pragma("GCC unroll 4")
+#endif
+
+// 0, 1, 2, ... as int32, one for each element of a block.
+struct Numbers {
+  alignas(64) int32_t all[kBlock];
+  constexpr Numbers() : all() {
+    for (int i = 0; i < kBlock; ++i) all[i] = i;
+  }
+};
+constexpr Numbers numbers;
+static const char* const kNumbers = (const char*)numbers.all;
 
 INLINE I lanes() {
   I x{};
@@ -118,13 +144,6 @@ INLINE F sign(F x) {
   F one = asF((asU(x) & 0x80000000u) | 0x3F800000u);
   return choose((x == 0.0f) | is_nan(x), one, x);
 }
-#if defined(__AVX2__) && !defined(__AVX512F__)
-INLINE I absolute(I x) { return (I)_mm256_abs_epi32((__m256i)x); }
-INLINE I sign(I x) { return (I)_mm256_sign_epi32(_mm256_set1_epi32(1), (__m256i)x); }
-#else
-INLINE I absolute(I x) { return choose(x < 0, x, -x); }
-INLINE I sign(I x) { return (x < 0) - (x > 0); }
-#endif
 
 // Of NaN and anything the larger and the smaller are NaN; 0 is larger than -0.
 INLINE F larger(F a, F b) {
@@ -232,59 +251,40 @@ INLINE I wrap_i8(I x) { return (x << 24) >> 24; }
 INLINE I wrap_i16(I x) { return (x << 16) >> 16; }
 INLINE I wrap_u8(I x) { return x & 255; }
 
-// One of up to eight numbers; an index beyond them takes the nearest.
-template <int n, bool anywhere>
-INLINE I clamped(I e) { return anywhere ? smaller(larger(e, I{}), splat(n - 1)) : e; }
-
+// One of eight numbers.
 #if defined(__AVX512F__)
-template <int n, bool anywhere>
-INLINE F look_up(I e, const float* table) {
-  return (F)_mm512_permutexvar_ps((__m512i)clamped<n, anywhere>(e), _mm512_loadu_ps(table));
-}
-template <int n, bool anywhere>
+INLINE F look_up(I e, const float* table) { return (F)_mm512_permutexvar_ps((__m512i)e, _mm512_loadu_ps(table)); }
 INLINE I look_up(I e, const int32_t* table) {
-  return (I)_mm512_permutexvar_epi32((__m512i)clamped<n, anywhere>(e), _mm512_loadu_si512(table));
+  return (I)_mm512_permutexvar_epi32((__m512i)e, _mm512_loadu_si512(table));
 }
 #elif defined(__AVX2__)
-template <int n, bool anywhere>
-INLINE F look_up(I e, const float* table) {
-  return (F)_mm256_permutevar8x32_ps(_mm256_loadu_ps(table), (__m256i)clamped<n, anywhere>(e));
-}
-template <int n, bool anywhere>
+INLINE F look_up(I e, const float* table) { return (F)_mm256_permutevar8x32_ps(_mm256_loadu_ps(table), (__m256i)e); }
 INLINE I look_up(I e, const int32_t* table) {
-  return (I)_mm256_permutevar8x32_epi32(_mm256_loadu_si256((const __m256i*)table), (__m256i)clamped<n, anywhere>(e));
+  return (I)_mm256_permutevar8x32_epi32(_mm256_loadu_si256((const __m256i*)table), (__m256i)e);
 }
 #else
-template <int n, bool anywhere>
 INLINE F look_up(I e, const float* table) {
   F r = splat(table[0]);
-  for (int k = 1; k < n; ++k) r = choose(e >= k, r, splat(table[k]));
+  for (int k = 1; k < 8; ++k) r = choose(e >= k, r, splat(table[k]));
   return r;
 }
-template <int n, bool anywhere>
 INLINE I look_up(I e, const int32_t* table) {
   I r = splat(table[0]);
-  for (int k = 1; k < n; ++k) r = choose(e >= k, r, splat(table[k]));
+  for (int k = 1; k < 8; ++k) r = choose(e >= k, r, splat(table[k]));
   return r;
 }
 #endif
 
-// How many of up to seven limits a number from 0 to 1 has reached. The upper halves of floats' bits grow with them, about
-// as their logarithm does: what they are above `origin`, times `factor`, has the number of a bucket in its upper half.
-// The limit with the number of the bucket is in it, and no other one. -0 is in bucket 0.
-INLINE I reached(F x, [[maybe_unused]] uint16_t origin, [[maybe_unused]] uint16_t factor, const float* limits) {
+// The upper half of a product, of whole numbers below 2^16.
+INLINE I half_product(I x, I y) {
 #if defined(__AVX512BW__)
-  const __m512i above = _mm512_subs_epu16((__m512i)x, _mm512_set1_epi32(origin << 16));
-  const I bucket = (I)_mm512_srli_epi32(_mm512_mulhi_epu16(above, _mm512_set1_epi32(factor << 16)), 16);
-  return bucket - (x >= look_up<8, false>(bucket, limits));
+  return (I)_mm512_mulhi_epu16((__m512i)x, (__m512i)y);
 #elif defined(__AVX2__)
-  const __m256i above = _mm256_subs_epu16((__m256i)x, _mm256_set1_epi32(origin << 16));
-  const I bucket = (I)_mm256_srli_epi32(_mm256_mulhi_epu16(above, _mm256_set1_epi32(factor << 16)), 16);
-  return bucket - (x >= look_up<8, false>(bucket, limits));
+  return (I)_mm256_mulhi_epu16((__m256i)x, (__m256i)y);
+#elif defined(__x86_64__)
+  return (I)_mm_mulhi_epu16((__m128i)x, (__m128i)y);
 #else
-  I count{};
-  for (int k = 0; k < 8; ++k) count -= x >= limits[k];
-  return count;
+  return (I)((U)(x * y) >> 16);
 #endif
 }
 

@@ -1,7 +1,6 @@
-"""From a program to what is printed: constants in place, nothing twice, tables for chains of selections."""
+"""From a program to what is printed: constants in place, nothing twice, tables for functions of few numbers."""
 
 import numpy as np
-from buckets import buckets
 from nodes import Node, Nodes, bits, is_bfloat16, is_float, is_integer, limits, value
 
 from adamite.kernels.writing import Program
@@ -76,11 +75,21 @@ def _faster(node: Node, nodes: Nodes) -> list[Node]:
         if not nan and low >= -(2**31) and high < 2**31:
             return [node._replace(operation="truncate")]
     if node.operation == "select_n" and node.kind == "element":
-        found = _smaller_or(node, nodes) or _parts(node, nodes)
+        found = _smaller_or(node, nodes)
         if found:
             return found
+    if node.operation == "shift_right_arithmetic" and y == "16" and (product := _half_product(x, nodes)):
+        return [node._replace(operation="half_product", arguments=product)]
+    if node.operation == "shift_right_logical" and (kept := _kept(x, y, nodes)):
+        return [node._replace(arguments=(kept, y))]
+    if node.operation == "add" and node.dtype == "uint32" and (terms := _of_blocks(x, y, nodes)):
+        block, element = terms
+        first = Node(node.name + "b", "block", "uint32", "add", (block, y), node.types)
+        return [first, node._replace(arguments=(first.name, element))]
+    if node.operation == "reduce_max" and (magnitudes := _magnitudes(x, nodes)):
+        return [node._replace(operation="reduce_magnitude", arguments=(magnitudes,))]
     if node.operation in COMPUTED and node.kind == "element" and node.dtype in ("float32", "int32"):
-        return [_function_of_few(node, nodes) or _table(node, nodes)]
+        return [_function_of_few(node, nodes) or node]
     return [node]
 
 
@@ -93,27 +102,54 @@ def _smaller_or(node: Node, nodes: Nodes) -> list[Node]:
     return [node._replace(operation="smaller_or", arguments=(yes, no), types=("float32", "float32"))]
 
 
-def _parts(node: Node, nodes: Nodes) -> list[Node]:
-    """``where(x >= 0.5, c, where(x >= 0.3, b, ...))`` as a table, by how many of the limits x in [0, 1] has reached."""
-    condition, no, yes = node.arguments
-    test = nodes.get(condition)
-    if test is None or test.operation != "ge" or not is_float(test.arguments[1]) or not _is_number(yes):
-        return []
-    before, table = (), (no,)
-    if not _is_number(no):
-        inner = nodes.get(no)
-        count = nodes.get(inner.arguments[0]) if inner is not None and inner.table else None
-        if count is None or count.operation != "count" or count.arguments[0] != test.arguments[0]:
-            return []
-        before, table = count.arguments[1:], inner.table
-    x, reached = test.arguments[0], (*before, test.arguments[1])
-    low, high, nan = limits(x, nodes)
-    if nan or low < 0 or high > 1 or buckets(tuple(int(y[1:]) for y in reached)) is None:
-        return []
-    arguments = (x, *reached)
-    count = Node(node.name + "n", node.kind, "int32", "count", arguments, ("float32",) * len(arguments))
-    chosen = node._replace(operation="table inside", arguments=(count.name,), types=("int32",), table=(*table, yes))
-    return [count, chosen]
+def _half_product(x: str, nodes: Nodes) -> tuple[str, str] | None:
+    """The factors of a product of 32 bits whose upper half is wanted, if they are whole numbers of 16 bits."""
+    node = nodes.get(x)
+    if node is None or node.operation != "mul" or not is_integer(node.arguments[1]):
+        return None
+    y, factor = node.arguments
+    low, high, _ = limits(y, nodes)
+    return (
+        (y, factor) if low >= 0 and high < 2**16 and 0 <= int(factor) < 2**16 and high * int(factor) < 2**31 else None
+    )
+
+
+def _kept(x: str, count: str, nodes: Nodes) -> str | None:
+    """``y`` for ``y ^ (y >> n)``, of which a shift leaves only bits that are y's."""
+    node = nodes.get(x)
+    if node is None or node.operation != "xor" or not is_integer(count):
+        return None
+    y, shifted = node.arguments
+    inner = nodes.get(shifted)
+    if inner is None or inner.operation != "shift_right_logical" or inner.arguments[0] != y:
+        return None
+    return y if is_integer(inner.arguments[1]) and int(inner.arguments[1]) + int(count) >= 32 else None
+
+
+def _of_blocks(x: str, y: str, nodes: Nodes) -> tuple[str, str] | None:
+    """The terms of x, if one is the block's and the other the element's, and y is no element's: what is added first."""
+    node, other = nodes.get(x), nodes.get(y)
+    if (
+        node is None
+        or node.operation != "add"
+        or node.arguments[0] != "@base"
+        or other is None
+        or other.kind == "element"
+    ):
+        return None
+    return node.arguments[0], node.arguments[1]
+
+
+def _magnitudes(x: str, nodes: Nodes) -> str | None:
+    """``y`` for ``where(y is NaN, infinity, |y|)``."""
+    node = nodes.get(x)
+    if node is None or node.operation != "select_n":
+        return None
+    test, size = (nodes.get(a) for a in node.arguments[:2])
+    if test is None or size is None or test.operation != "ne" or size.operation != "abs":
+        return None
+    y = size.arguments[0]
+    return y if test.arguments == (y, y) and node.arguments[2] == bits(np.inf) else None
 
 
 def _function_of_few(node: Node, nodes: Nodes) -> Node | None:
@@ -125,14 +161,16 @@ def _function_of_few(node: Node, nodes: Nodes) -> Node | None:
     if np.abs(values).max() >= 2**31 and node.dtype == "int32":
         return None
     table = tuple(bits(x) if node.dtype == "float32" else str(int(x)) for x in values)
-    return node._replace(operation="table inside", arguments=(e,), types=("int32",), table=table)
+    return node._replace(operation="table", arguments=(e,), types=("int32",), table=table)
 
 
 COMPUTED = {
     "ge": np.greater_equal, "gt": np.greater, "le": np.less_equal, "lt": np.less, "eq": np.equal, "ne": np.not_equal,
-    "and": np.bitwise_and, "add": np.add, "sub": np.subtract, "mul": np.multiply, "shift_left": np.left_shift,
+    "and": np.bitwise_and, "add": np.add, "sub": np.subtract, "mul": np.multiply,
+    "shift_left": np.left_shift, "shift_right_arithmetic": np.right_shift,
     "select_n": lambda condition, no, yes: np.where(condition, yes, no),
     "convert_element_type": lambda x: x.astype(np.float32 if x.dtype.kind == "i" else np.int64),
+    "bitcast_convert_type": lambda x: x.astype(np.int32).view(np.float32),
 }  # fmt: skip
 
 
@@ -146,7 +184,7 @@ def _values(x: str, nodes: Nodes) -> tuple[str, np.ndarray] | None:
 
 
 def _values_of_node(node: Node, nodes: Nodes) -> tuple[str, np.ndarray] | None:
-    if node.operation == "table inside":
+    if node.operation == "table":
         table = [value(y) for y in node.table]
         return node.arguments[0], np.array((table + [table[-1]] * 8)[:8])
     low, high, _ = limits(node.name, nodes)
@@ -157,7 +195,7 @@ def _values_of_node(node: Node, nodes: Nodes) -> tuple[str, np.ndarray] | None:
 
 def _computed(node: Node, nodes: Nodes) -> tuple[str, np.ndarray] | None:
     """The same of an operation, from its arguments'."""
-    if node.operation not in COMPUTED:
+    if node.operation not in COMPUTED or (node.operation == "bitcast_convert_type" and node.types != ("int32",)):
         return None
     found = [_values(y, nodes) for y in node.arguments]
     on = {y[0] for y in found if y is not None} - {""}
@@ -190,28 +228,6 @@ def _masked(x: str, nodes: Nodes) -> bool:
         return False
     source = nodes[node.arguments[0]]
     return source.operation == "and" and source.arguments[1] == str(0x7F800000)
-
-
-def _table(node: Node, nodes: Nodes) -> Node:
-    """``where(e >= 3, c, where(e >= 2, b, ...))`` as a table of constants."""
-    if node.operation != "select_n":
-        return node
-    condition, no, yes = node.arguments
-    test = nodes.get(condition)
-    if test is None or test.operation != "ge" or not _is_number(yes):
-        return node
-    e, bound = test.arguments
-    if not bound.isdigit() or not 1 <= int(bound) <= 7:
-        return node
-    if _is_number(no) and int(bound) == 1:
-        table: tuple[str, ...] = (no, yes)
-    elif no in nodes and nodes[no].table and nodes[no].arguments == (e,) and len(nodes[no].table) == int(bound):
-        table = (*nodes[no].table, yes)
-    else:
-        return node
-    low, high, _ = limits(e, nodes)
-    inside = "inside" if low >= 0 and high < len(table) else "anywhere"
-    return node._replace(operation=f"table {inside}", arguments=(e,), types=("int32",), table=table)
 
 
 def _is_number(x: str) -> bool:

@@ -80,16 +80,18 @@ def limits(x: str, nodes: Nodes, dtype: str = "") -> Limits:
 
 def _limits(node: Node, nodes: Nodes) -> Limits:
     if node.table:
-        numbers = [float(value(y)) for y in node.table]
+        low, high, _ = limits(node.arguments[0], nodes)
+        numbers = [float(value(y)) for y in node.table[max(int(low), 0) : int(high) + 1] or node.table]
         return Limits(min(numbers), max(numbers))
-    if node.operation == "smaller_than":
+    if node.operation in ("larger_than", "smaller_than"):
         c, y = (limits(y, nodes) for y in node.arguments)
-        return Limits(min(y.low, c.low), min(y.high, c.high), y.nan)
+        pick = max if node.operation == "larger_than" else min
+        return Limits(pick(y.low, c.low), pick(y.high, c.high), y.nan)
     if node.operation == "smaller_or":  # the constant instead of NaN
         y, c = (limits(y, nodes) for y in node.arguments)
         return Limits(min(y.low, c.low), min(y.high, c.high))
-    if node.operation == "mul" and (counted := _of_its_part(node, nodes)) is not None:
-        return counted
+    if node.operation == "mul" and (found := _by_octaves(node, nodes)) is not None:
+        return found
     given = [limits(y, nodes, t) for y, t in zip(node.arguments, node.types, strict=True)]
     if node.operation == "select_n":
         a, b = given[1:]
@@ -107,17 +109,21 @@ def _limits(node: Node, nodes: Nodes) -> Limits:
     return Limits(low if low >= -LARGEST else -np.inf, high if high <= LARGEST else np.inf, nan)
 
 
-def _of_its_part(node: Node, nodes: Nodes) -> Limits | None:
-    """The limits of a number times what a table holds for the part of the numbers that it is in."""
-    x, table = (nodes.get(y) for y in node.arguments)
-    count = nodes.get(table.arguments[0]) if x is not None and table is not None and table.table else None
-    if x is None or table is None or count is None or count.operation != "count" or count.arguments[0] != x.name:
+def _by_octaves(node: Node, nodes: Nodes) -> Limits | None:
+    """The limits of x times what a table holds for it, octave by octave: where x is large that may be small."""
+    x, table = node.arguments
+    if x not in nodes or table not in nodes or not nodes[table].table:
         return None
-    low, high, nan = limits(x.name, nodes)
-    if nan:
-        return ANYTHING
-    ends = [low, *(float(value(y)) for y in count.arguments[1:]), high]
-    products = [end * float(value(y)) for k, y in enumerate(table.table) for end in ends[k : k + 2]]
+    low, high, nan = limits(x, nodes)
+    if nan or low < 0 or high > 1:
+        return None
+    ends = [low, *(y for k in range(40, -1, -1) if low < (y := 2.0**-k) < high), high]
+    products = []
+    for octave in itertools.pairwise(ends):
+        inside = Nodes(nodes)
+        inside.limits[x] = Limits(*octave)
+        factors = limits(table, inside)
+        products += [a * b for a in octave for b in factors[:2]]
     return Limits(min(products), max(products))
 
 
@@ -164,7 +170,7 @@ def _monotone(operation: Callable[[Any, Any], Any]) -> Callable[..., Limits]:
 
 
 def _bits_of(x: Limits) -> Limits:
-    """As an integer: the bits of a float above 0, or the other way round."""
+    """As an integer: the bits of a float above 0."""
     if not 0 < x.low <= x.high < np.inf or x.nan:
         return ANYTHING
     return Limits(*(int(np.float32(end).view(np.int32)) for end in x[:2]))
@@ -192,5 +198,6 @@ LIMITED: dict[str, Callable[..., Limits]] = {
     "sqrt": lambda x: Limits(max(x.low, 0.0) ** 0.5, max(x.high, 0.0) ** 0.5, x.nan or x.low < 0),
     "add": _monotone(operator.add), "sub": _monotone(operator.sub), "mul": _monotone(operator.mul),
     "shift_right_arithmetic": _monotone(lambda x, y: int(x) >> int(y)),
+    "half_product": _monotone(lambda x, y: int(x) * int(y) >> 16),
     "bits of": _bits_of, "float of": _float_of, "and": _masked,
 }  # fmt: skip

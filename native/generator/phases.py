@@ -4,6 +4,9 @@ A block that is reduced to a number is gone through again: that cuts a step into
 loops: into parts that share nothing but values that are kept anyway, and long parts where few values cross the cut. A
 step is a long chain, each operation waiting for the one before it; the shorter a loop is, the more of its turns a
 processor works at together. What crosses a cut is kept in the fastest cache.
+
+But short parts stand in one loop, the weights above all: a division and a root take ten times as long as a sum, and in
+that time a processor does what does not wait for them.
 """
 
 from typing import NamedTuple
@@ -12,7 +15,7 @@ from nodes import Node, Nodes
 
 from adamite.kernels.writing import Program
 
-LONGEST = 40
+LONGEST = 32
 """Operations of a loop, about."""
 
 
@@ -45,8 +48,11 @@ def schedule(nodes: Nodes, outputs: list[str], program: Program) -> Schedule:
         if a in nodes and nodes[a].kind == "element" and (_reduces(n) or phase[n.name] > phase[a])
     }  # fmt: skip
     loops: list[Loop] = []
-    for at in range(1 + max(phase.values())):
-        for part in _parts(at, nodes, phase, kept, outputs):
+    waiting: list[list[str]] = []
+    for at in range(last := 1 + max(phase.values())):
+        parts = waiting + _parts(at, nodes, phase, kept, outputs)
+        waiting = [part for part in parts if at + 1 < last and not kept.intersection(part)]  # no other part needs them
+        for part in _joined([part for part in parts if part not in waiting]):
             loops += [Loop(piece, [], [], at) for piece in _pieces(part, nodes)]
     loops = [loop for loop in loops if loop.work]
     where = {name: k for k, loop in enumerate(loops) for name in loop.work}
@@ -140,6 +146,17 @@ def _depth_first(part: set[str], nodes: Nodes) -> list[str]:
         if name in part and not any(name in nodes[user].arguments for user in part):
             visit(name)
     return list(order)
+
+
+def _joined(parts: list[list[str]]) -> list[list[str]]:
+    """Neighbours together, where they are short."""
+    joined: list[list[str]] = []
+    for part in parts:
+        if joined and len(joined[-1]) + len(part) <= LONGEST:
+            joined[-1] = joined[-1] + part
+        else:
+            joined.append(part)
+    return joined
 
 
 def _pieces(part: list[str], nodes: Nodes) -> list[list[str]]:

@@ -1,10 +1,9 @@
 """A program as C++: loops of straight lines over the vectors of a block."""
 
 import numpy as np
-from buckets import buckets
 from grid import Kernel
 from lowering import lower
-from nodes import Node, Nodes, limits
+from nodes import Node, Nodes
 from phases import Loop, Schedule, schedule
 
 from adamite.kernels.writing import Program
@@ -15,8 +14,8 @@ TYPES = {
     "int32": ("i32", "I", "loadI", "storeI"),
     "uint32": ("u32", "U", "loadU", "storeU"),
     "int16": ("i16", "I", "loadI16", "storeI16"),
-    "int8": ("i8", "I", "loadI8", "storeI8"),
-    "uint8": ("u8", "I", "loadU8", "storeU8"),
+    "int8": ("i8", "I", "loadI8", "storeBytes"),
+    "uint8": ("u8", "I", "loadU8", "storeBytes"),
     "bool": ("", "M", "loadI", "storeI"),
 }
 SIZES = {"float32": 4, "bfloat16": 2, "int32": 4, "uint32": 4, "int16": 2, "int8": 1, "uint8": 1}
@@ -32,9 +31,9 @@ PLAIN = {
     "larger_than": "larger_than({0}, {1})", "smaller_than": "smaller_than({0}, {1})",
     "abs": "absolute({0})", "sign": "sign({0})", "sqrt": "root({0})", "rsqrt": "1.0f / root({0})",
     "floor": "down({0})", "ceil": "up({0})", "round:1": "even({0})", "is_finite": "is_finite({0})",
-    "integer_pow:2": "{0} * {0}", "square": "{0} * {0}", "iota:0": "asU(lanes() + i)",
+    "integer_pow:2": "{0} * {0}", "square": "{0} * {0}", "iota:0": "asU(loadI(kNumbers + 4 * i))",
     "inverse_power": "inverse_power({0})", "smaller_or": "smaller_or({0}, {1})", "truncate": "truncated({0})",
-    "is already": "{0}",
+    "is already": "{0}", "half_product": "half_product({0}, {1})",
 }  # fmt: skip
 """How an operation is written; T is the type of the result."""
 
@@ -89,8 +88,33 @@ def print_kernel(kernel: Kernel) -> str:
 def _loop(loop: Loop, plan: Schedule, nodes: Nodes, outputs: list[str], program: Program) -> list[str]:
     """A loop over the block, and the numbers that it reduces it to."""
     reductions = [nodes[name] for name in loop.reductions]
-    lines = [f"    {_reduction(node, nodes)} r_{node.name};" for node in reductions]
-    lines.append("    for (int i = 0; i < kBlock; i += kLanes) {")
+    if unknown := {node.operation for node in reductions} - {"reduce_magnitude"}:
+        raise NotImplementedError(f"a program reduces blocks by {unknown}; reduce.h has the largest magnitude only")
+    turn = _turn(loop, plan, nodes, outputs, program)
+    of_bytes = [k for k in loop.stores if SIZES[program.outputs[k].dtype] == 1]
+    lines = [f"    LargestMagnitude r_{node.name};" for node in reductions]
+    if of_bytes:  # which are packed from several turns
+        lines.append("    for (int strip = 0; strip < kBlock; strip += kTurns * kLanes) {")
+        lines += [f"      I b{k}[kTurns];" for k in of_bytes]
+        lines += [
+            "      TURNS for (int turn = 0; turn < kTurns; ++turn) {",
+            "      const int i = strip + turn * kLanes;",
+        ]
+        lines += [*turn, "      }"]
+        lines += [f"      storeBytes(out{k} + strip, b{k});" for k in of_bytes]
+    else:
+        lines += ["    for (int i = 0; i < kBlock; i += kLanes) {", *turn]
+    lines.append("    }")
+    if reductions:
+        lines.append("    if (call.valid < kBlock) {")
+        lines += [f"      r_{n.name} = ragged<LargestMagnitude>(c_{n.arguments[0]}, call.valid);" for n in reductions]
+        lines.append("    }")
+    return lines + [f"    const F {n.name} = r_{n.name}.result();" for n in reductions]
+
+
+def _turn(loop: Loop, plan: Schedule, nodes: Nodes, outputs: list[str], program: Program) -> list[str]:
+    """What a loop does with one vector of each array: of elements from i on."""
+    lines = []
     needed = {a for name in loop.work for a in nodes[name].arguments} | {outputs[k] for k in loop.stores}
     for k, x in enumerate(program.inputs):
         if f"i{k}" in needed and x.kind == "element":
@@ -105,25 +129,14 @@ def _loop(loop: Loop, plan: Schedule, nodes: Nodes, outputs: list[str], program:
         if name in plan.carried:
             kind = TYPES[nodes[name].dtype][1].replace("M", "I")
             lines.append(f"      store{kind}(c_{name} + 4 * i, {name});")
-    for node in reductions:
-        lines.append(f"      r_{node.name}.add({node.arguments[0]});")
+    lines += [f"      r_{name}.add({nodes[name].arguments[0]});" for name in loop.reductions]
     for k in loop.stores:
         x = program.outputs[k]
-        lines.append(f"      {TYPES[x.dtype][3]}(out{k} + i * {SIZES[x.dtype]}, {outputs[k]});")
-    lines.append("    }")
-    if reductions:
-        lines.append("    if (call.valid < kBlock) {")
-        lines += [
-            f"      r_{n.name} = ragged<{_reduction(n, nodes)}>(c_{n.arguments[0]}, call.valid);" for n in reductions
-        ]
-        lines.append("    }")
-    lines += [f"    const F {n.name} = r_{n.name}.result();" for n in reductions]
+        if (size := SIZES[x.dtype]) == 1:
+            lines.append(f"      b{k}[turn] = {outputs[k]};")
+        else:
+            lines.append(f"      {TYPES[x.dtype][3]}(out{k} + i * {size}, {outputs[k]});")
     return lines
-
-
-def _reduction(node: Node, nodes: Nodes) -> str:
-    largest = str(node.operation == "reduce_max").lower()
-    return f"Extreme<{largest}, {str(limits(node.arguments[0], nodes).nan).lower()}>"
 
 
 def _define(node: Node, nodes: Nodes) -> str:
@@ -134,35 +147,18 @@ def _define(node: Node, nodes: Nodes) -> str:
         text = _converted(arguments[0], types[0], node.dtype, nodes.get(node.arguments[0]))
     elif node.operation == "bitcast_convert_type":
         text = f"as{kind}({arguments[0]})"
-    elif node.operation == "count":
-        return _count(node)
-    elif node.operation.startswith("table"):
-        anywhere = str(node.operation == "table anywhere").lower()
+    elif node.operation == "table":
         scalar = "float" if kind == "F" else "int32_t"
         values = ", ".join(_number(x, node.dtype) for x in (*node.table, *[node.table[-1]] * (16 - len(node.table))))
         return (
             f"static const {scalar} t_{node.name}[16] = {{{values}}}; "
-            f"const {kind} {node.name} = look_up<{len(node.table)}, {anywhere}>({arguments[0]}, t_{node.name});"
+            f"const {kind} {node.name} = look_up({arguments[0]}, t_{node.name});"
         )
     else:
         text = PLAIN[node.operation].format(*arguments, T=kind)
     if node.dtype == "bfloat16" and node.operation in ("add", "sub", "mul", "div", "integer_pow:2", "sqrt"):
         text = f"to_bf16({text})"
     return f"const {kind} {node.name} = {text};"
-
-
-def _count(node: Node) -> str:
-    limits = tuple(int(limit[1:]) for limit in node.arguments[1:])
-    found = buckets(limits)
-    if found is None:
-        raise ValueError(f"{node.name} counts limits that no buckets are for: {limits}")
-    origin, factor = found
-    numbers = [_number(f"#{x}", "float32") for x in limits] + ["__builtin_inff()"] * (16 - len(limits))
-    name = node.name
-    return (
-        f"static const float l_{name}[16] = {{{', '.join(numbers)}}}; "
-        f"const I {name} = reached({node.arguments[0]}, {origin}, {factor}, l_{name});"
-    )
 
 
 def _wrapped(text: str, dtype: str, name: str, operation: str) -> str:

@@ -1,22 +1,21 @@
 """The 8-bit maps as sorted tables, and the nearest entry by looking at all of them.
 
-Dynamic codes as their authors publish them (Dettmers et al. 2022, arXiv:2110.02861, section 2, and bitsandbytes'
-`create_dynamic_map`): each of seven decades is cut into equal intervals, twice as many as in the decade below; the
-values are the midpoints of the intervals, and 0 and 1. UE5M3: 8 numbers to each power of two, from 1 down.
+Cubic codes: cubes of whole numbers, on straight lines between the powers of two. UE5M3: 8 numbers to each power of two,
+from 1 down.
 """
 
 import numpy as np
 
 
-def dynamic_signed():
-    """The 256 values in ascending order: 127 below 0, 0, 127 above and 1."""
-    above = _decades(fewest=1)
-    return np.concatenate([-above[::-1], [0.0], above, [1.0]])
+def cubic_signed():
+    """The 255 values in ascending order: 127 below 0, 0 and 127 above."""
+    above = _cubes(127)
+    return np.concatenate([-above[:0:-1], above])
 
 
-def dynamic_unsigned():
+def cubic_unsigned():
     """The 256 values in ascending order."""
-    return np.concatenate([[0.0], _decades(fewest=2), [1.0]])
+    return _cubes(255)
 
 
 def ue5m3():
@@ -38,9 +37,7 @@ def neighbours(z, table):
     return table[np.maximum(below, 0)], table[np.searchsorted(table, z)]
 
 
-def _decades(fewest):
-    values = []
-    for decade in range(7):
-        bounds = np.linspace(0.1, 1.0, fewest * 2**decade + 1)
-        values.append(10.0 ** (decade - 6) * (bounds[:-1] + bounds[1:]) / 2)
-    return np.concatenate(values)
+def _cubes(last):
+    powers = np.array([0.0, *2.0 ** np.arange(9)])
+    cubes = np.interp(np.arange(last + 1), powers, powers**3)
+    return cubes / cubes[-1]

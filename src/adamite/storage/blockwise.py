@@ -1,7 +1,7 @@
 """One byte for each element, and one float32 for each block of them: its element of largest magnitude.
 
                         a mean of g                                     a mean of g^2, >= 0
-    scale  =            the block's largest element, with its sign      the block's largest element
+    scale  =            the block's largest magnitude                   the block's largest element
     codes  =            encode(x / scale), to the nearest               encode(sqrt(x / scale)), stochastically
     x      ~            decode(codes) scale                             decode(codes)^2 scale
 
@@ -14,7 +14,8 @@ what does not jump does not move. With b1 = 0.9 it moves, and the nearest has th
 
 Dettmers, Lewis, Shleifer & Zettlemoyer 2022, arXiv:2110.02861, section 2, with these deviations:
 
-1. The scale has a sign. In the paper -1 is no code: the largest element, if negative, loses 0.7% at each step.
+1. Segments grow by eight and meet (`adamite.storage.codes`), so that -1 is a code. In the paper it is none: the largest
+   element, if negative, loses 0.7% at each step.
 2. Roots, for moments that are >= 0, and stochastic rounding.
 3. Blocks extend over the last axis only; the paper's ignore the shape.
 """
@@ -29,10 +30,10 @@ from jax.tree_util import KeyPath, keystr
 
 from adamite import checks
 from adamite.random_bits import Bits
-from adamite.storage.codes import HALF, UE5M3, Code, DynamicSigned, DynamicUnsigned, random_r
+from adamite.storage.codes import HALF, UE5M3, Code, CubicSigned, CubicUnsigned, random_r
 from adamite.storage.dense import Dense
 
-SIGNED, ROOTED, FLOAT8 = DynamicSigned(), DynamicUnsigned(), UE5M3()
+SIGNED, ROOTED, FLOAT8 = CubicSigned(), CubicUnsigned(), UE5M3()
 
 
 class Quantized(NamedTuple):
@@ -57,7 +58,7 @@ class Blockwise:
         block: how many elements along the last axis share a scale: a power of two.
         smallest: the least number of elements that a leaf must have, on all devices together, to be quantized; single
             numbers never are.
-        float8: the codes of a moment >= 0 are `UE5M3`, not `DynamicUnsigned` of the root: better where gradients in a
+        float8: the codes of a moment >= 0 are `UE5M3`, not `CubicUnsigned` of the root: better where gradients in a
             block differ by more than two decades, worse otherwise.
         seed: of the random bits; None: round moments >= 0 to the nearest, too.
         unsigned: the moment is >= 0.
@@ -112,8 +113,8 @@ class Blockwise:
         """The values in blocks. A NaN or an infinity makes its whole block NaN when decoded, and no other."""
         if jnp.issubdtype(stored.codes.dtype, jnp.inexact):
             return Quantized(Dense(seed=self.seed).encode(x, stored.codes, bits), stored.scales)
-        scales = _largest(x, stored.scales.shape[-1], self.unsigned)
-        empty = jnp.abs(scales) < jnp.finfo(jnp.float32).smallest_normal
+        scales = _largest(x, stored.scales.shape[-1])
+        empty = scales < jnp.finfo(jnp.float32).smallest_normal
         z = x * _spread(jnp.where(empty, 0.0, 1 / scales), x.shape[-1])
         scales = jnp.where(empty, 1.0, scales)
         r = HALF if self.seed is None or not self.unsigned else random_r(bits())
@@ -151,16 +152,13 @@ def _spread(scales: jax.Array, n: int) -> jax.Array:
     return wide.reshape(*scales.shape[:-1], blocks * block)[..., :n]
 
 
-def _largest(x: jax.Array, blocks: int, unsigned: bool) -> jax.Array:
-    """The element of largest magnitude in each block, with its sign: (..., n) -> (..., blocks)."""
-    x = jnp.where(jnp.isnan(x), jnp.inf, x)  # XLA's largest on CPUs may miss a NaN
+def _largest(x: jax.Array, blocks: int) -> jax.Array:
+    """The largest magnitude in each block, NaN for an infinite one: (..., n) -> (..., blocks)."""
+    x = jnp.where(jnp.isnan(x), jnp.inf, jnp.abs(x))  # XLA's largest on CPUs may miss a NaN
     n = x.shape[-1]
     if blocks > 1:
         block = _block(n, blocks)
         x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, blocks * block - n)]) if n % block else x
         x = x.reshape(*x.shape[:-1], blocks, block)
-    high = x.max(-1, keepdims=blocks == 1)
-    if not unsigned:
-        low = x.min(-1, keepdims=blocks == 1)
-        high = jnp.where(high >= -low, high, low)
-    return jnp.where(jnp.isinf(high), jnp.nan, high)
+    largest = x.max(-1, keepdims=blocks == 1)
+    return jnp.where(jnp.isinf(largest), jnp.nan, largest)
