@@ -113,7 +113,7 @@ class UE5M3:
 def _cube(k: int) -> int:
     """What k stands for: the value at k of the line from n^3 to (2 n)^3, where n is the power of two in k."""
     n = 1 << (k.bit_length() - 1)
-    return (k + 6 * (k - n)) * n * n
+    return (7 * k - 6 * n) * n * n
 
 
 def _value(codes: jax.Array, one: int) -> jax.Array:
@@ -123,7 +123,7 @@ def _value(codes: jax.Array, one: int) -> jax.Array:
     """
     k = codes.astype(jnp.float32)
     n = _float(_bits(k) & -(2**23))  # sign and exponent: the power of two in k; of 0 it is 0
-    return (k + 6 * (k - n)) * (n * n * (1 / _cube(one)))
+    return (7 * k - 6 * n) * (n * n * (1 / _cube(one)))
 
 
 def _number(z: jax.Array, r: jax.Array | int, one: int, least: int) -> jax.Array:
