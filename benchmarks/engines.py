@@ -58,14 +58,16 @@ class Contender:
         kept = sum(x.nbytes for x in jax.tree.leaves(self.held))
         self.bytes = (2 * kept + sum(g.nbytes for g in grads)) / sum(g.size for g in grads)
         start = time.perf_counter()
-        lowered = jax.jit(step, donate_argnums=(0, 1)).lower(*self.held, grads)
+        self.step = jax.jit(step, donate_argnums=(0, 1))
+        lowered = self.step.lower(*self.held, grads)
         self.trace = time.perf_counter() - start
-        self.compiled = lowered.compile()
+        compiled = lowered.compile()
         self.compile = time.perf_counter() - start - self.trace
+        del compiled  # it is called by way of Python; a jitted function, as training calls it, is not
 
     def __call__(self) -> None:
         """Take one step and wait for it."""
-        self.held[:] = jax.block_until_ready(self.compiled(*self.held, self.grads))
+        self.held[:] = jax.block_until_ready(self.step(*self.held, self.grads))
 
 
 def of_optax(grads: list[jax.Array]) -> Contender:

@@ -24,7 +24,7 @@ SIZES = np.logspace(0, -6, 61)
 FORMATS: list[tuple[str, Storage, str, bool, tuple[int, int]]] = [
     ("bfloat16", Dense(jnp.dtype(jnp.bfloat16), seed=0), picture.GRAY, False, (30, -10)),
     ("int8, m", Blockwise(seed=None), picture.COLORS["Adam"], False, (16, 12)),
-    ("int8, v", Blockwise(unsigned=True), picture.COLORS["momentum"], True, (23, -14)),
+    ("int8, v", Blockwise(unsigned=True), picture.COLORS["momentum"], True, (40, -16)),
     ("float8, v", Blockwise(float8=True, unsigned=True), picture.COLORS["Adagrad"], True, (42, -10)),
 ]
 
