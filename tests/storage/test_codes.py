@@ -14,7 +14,7 @@ from reference import codes as reference
 SIGNED, UNSIGNED, FLOAT8 = CubicSigned(), CubicUnsigned(), UE5M3()
 TABLES = {SIGNED: reference.cubic_signed(), UNSIGNED: reference.cubic_unsigned(), FLOAT8: reference.ue5m3()}
 ULP = 2.0**-23
-PLACES = 2.0**-14  # cubic codes place a number to some 2^-16ths of a step
+PLACES = 2.0**-15  # cubic codes place a number to less than two 2^-16ths of a step
 LEAST_R, MOST_R = GUARD, STEP - 1
 LEAST = {UNSIGNED: 2, FLOAT8: 1}  # the code that what is below it becomes, if it is above 0
 each = pytest.mark.parametrize("code", TABLES, ids=lambda code: type(code).__name__)
