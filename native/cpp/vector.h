@@ -118,15 +118,15 @@ INLINE void storeBytes(char* p, const I* x) {
 #define TURNS _Pragma("GCC unroll 4")
 #endif
 
-// 0, 1, 2, ... as int32, one for each element of a block.
+// i, i + 1, i + 2, ... for an element of a block, from memory: to spread i over the lanes would take longer.
 struct Numbers {
-  alignas(64) int32_t all[kBlock];
-  constexpr Numbers() : all() {
-    for (int i = 0; i < kBlock; ++i) all[i] = i;
+  alignas(64) int32_t of[kBlock];
+  constexpr Numbers() : of() {
+    for (int i = 0; i < kBlock; ++i) of[i] = i;
   }
 };
 constexpr Numbers numbers;
-static const char* const kNumbers = (const char*)numbers.all;
+INLINE I from(int i) { return loadI((const char*)(numbers.of + i)); }
 
 INLINE I lanes() {
   I x{};

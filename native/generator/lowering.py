@@ -82,9 +82,8 @@ def _faster(node: Node, nodes: Nodes) -> list[Node]:
         return [node._replace(operation="half_product", arguments=product)]
     if node.operation == "shift_right_logical" and (kept := _kept(x, y, nodes)):
         return [node._replace(arguments=(kept, y))]
-    if node.operation == "add" and node.dtype == "uint32" and (terms := _of_blocks(x, y, nodes)):
-        block, element = terms
-        first = Node(node.name + "b", "block", "uint32", "add", (block, y), node.types)
+    if node.operation == "add" and node.dtype == "uint32" and (element := _in_a_block(x, y, nodes)):
+        first = Node(node.name + "b", "block", "uint32", "add", ("@base", y), node.types)
         return [first, node._replace(arguments=(first.name, element))]
     if node.operation == "reduce_max" and (magnitudes := _magnitudes(x, nodes)):
         return [node._replace(operation="reduce_magnitude", arguments=(magnitudes,))]
@@ -102,16 +101,15 @@ def _smaller_or(node: Node, nodes: Nodes) -> list[Node]:
     return [node._replace(operation="smaller_or", arguments=(yes, no), types=("float32", "float32"))]
 
 
-def _half_product(x: str, nodes: Nodes) -> tuple[str, str] | None:
+def _half_product(x: str, nodes: Nodes) -> tuple[str, ...] | None:
     """The factors of a product of 32 bits whose upper half is wanted, if they are whole numbers of 16 bits."""
     node = nodes.get(x)
     if node is None or node.operation != "mul" or not is_integer(node.arguments[1]):
         return None
-    y, factor = node.arguments
+    y, factor = node.arguments[0], int(node.arguments[1])
     low, high, _ = limits(y, nodes)
-    return (
-        (y, factor) if low >= 0 and high < 2**16 and 0 <= int(factor) < 2**16 and high * int(factor) < 2**31 else None
-    )
+    fits = low >= 0 and high < 2**16 and 0 <= factor < 2**16 and high * factor < 2**31
+    return node.arguments if fits else None
 
 
 def _kept(x: str, count: str, nodes: Nodes) -> str | None:
@@ -126,18 +124,12 @@ def _kept(x: str, count: str, nodes: Nodes) -> str | None:
     return y if is_integer(inner.arguments[1]) and int(inner.arguments[1]) + int(count) >= 32 else None
 
 
-def _of_blocks(x: str, y: str, nodes: Nodes) -> tuple[str, str] | None:
-    """The terms of x, if one is the block's and the other the element's, and y is no element's: what is added first."""
+def _in_a_block(x: str, y: str, nodes: Nodes) -> str | None:
+    """``e`` for ``(base + e) + y``, where y is one number for the whole block: base + y is, too."""
     node, other = nodes.get(x), nodes.get(y)
-    if (
-        node is None
-        or node.operation != "add"
-        or node.arguments[0] != "@base"
-        or other is None
-        or other.kind == "element"
-    ):
+    if node is None or node.operation != "add" or other is None or other.kind == "element":
         return None
-    return node.arguments[0], node.arguments[1]
+    return node.arguments[1] if node.arguments[0] == "@base" else None
 
 
 def _magnitudes(x: str, nodes: Nodes) -> str | None:

@@ -31,7 +31,7 @@ PLAIN = {
     "larger_than": "larger_than({0}, {1})", "smaller_than": "smaller_than({0}, {1})",
     "abs": "absolute({0})", "sign": "sign({0})", "sqrt": "root({0})", "rsqrt": "1.0f / root({0})",
     "floor": "down({0})", "ceil": "up({0})", "round:1": "even({0})", "is_finite": "is_finite({0})",
-    "integer_pow:2": "{0} * {0}", "square": "{0} * {0}", "iota:0": "asU(loadI(kNumbers + 4 * i))",
+    "integer_pow:2": "{0} * {0}", "square": "{0} * {0}", "iota:0": "asU(from(i))",
     "inverse_power": "inverse_power({0})", "smaller_or": "smaller_or({0}, {1})", "truncate": "truncated({0})",
     "is already": "{0}", "half_product": "half_product({0}, {1})",
 }  # fmt: skip
@@ -46,6 +46,7 @@ def print_kernel(kernel: Kernel) -> str:
     nodes, outputs = lower(program, kernel.fixed)
     plan = schedule(nodes, outputs, program)
     lines = [f"// {recipe}" for recipe in kernel.recipes]
+    lines.append(f"// Operations on a vector of elements: {sum(map(_computes, nodes.values()))}")
     lines += [f"void KERNEL({program.name})(const Call& call) {{"]
     used = sorted({a for node in nodes.values() for a in node.arguments if a.startswith("$")}, key=lambda a: int(a[1:]))
     free = [k for k in range(len(program.scalars)) if k not in kernel.fixed]
@@ -96,11 +97,8 @@ def _loop(loop: Loop, plan: Schedule, nodes: Nodes, outputs: list[str], program:
     if of_bytes:  # which are packed from several turns
         lines.append("    for (int strip = 0; strip < kBlock; strip += kTurns * kLanes) {")
         lines += [f"      I b{k}[kTurns];" for k in of_bytes]
-        lines += [
-            "      TURNS for (int turn = 0; turn < kTurns; ++turn) {",
-            "      const int i = strip + turn * kLanes;",
-        ]
-        lines += [*turn, "      }"]
+        lines.append("      TURNS for (int turn = 0; turn < kTurns; ++turn) {")
+        lines += ["      const int i = strip + turn * kLanes;", *turn, "      }"]
         lines += [f"      storeBytes(out{k} + strip, b{k});" for k in of_bytes]
     else:
         lines += ["    for (int i = 0; i < kBlock; i += kLanes) {", *turn]
@@ -110,6 +108,15 @@ def _loop(loop: Loop, plan: Schedule, nodes: Nodes, outputs: list[str], program:
         lines += [f"      r_{n.name} = ragged<LargestMagnitude>(c_{n.arguments[0]}, call.valid);" for n in reductions]
         lines.append("    }")
     return lines + [f"    const F {n.name} = r_{n.name}.result();" for n in reductions]
+
+
+def _computes(node: Node) -> bool:
+    """Whether an operation on elements takes a processor's time: more than a value under another type does."""
+    return (
+        node.kind == "element"
+        and node.operation not in ("bitcast_convert_type", "is already", "iota:0")
+        and not (node.operation == "convert_element_type" and {node.dtype, *node.types} <= set(INTEGERS))
+    )
 
 
 def _turn(loop: Loop, plan: Schedule, nodes: Nodes, outputs: list[str], program: Program) -> list[str]:
