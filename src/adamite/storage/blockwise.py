@@ -59,7 +59,7 @@ class Blockwise:
         smallest: the least number of elements that a leaf must have, on all devices together, to be quantized; single
             numbers never are.
         float8: the codes of a moment >= 0 are `UE5M3`, not `CubicUnsigned` of the root: better where gradients in a
-            block differ by more than two decades, worse otherwise.
+            block differ by more than a decade, worse otherwise.
         seed: of the random bits; None: round moments >= 0 to the nearest, too.
         unsigned: the moment is >= 0.
         initial: what it is before the first gradient.

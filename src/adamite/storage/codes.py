@@ -1,8 +1,9 @@
 """Numbers in [-1, 1] as 8 bits: the maps between codes and values.
 
-Each map has ``encode(z, r)`` and ``decode(codes)``. ``r``, in 65536ths, says when a value between two neighbours goes
-to the upper one: where the share of the way that it has come is more than r. So `HALF` rounds to the nearest, and
-`random_r` rounds stochastically: the expected value is then z itself.
+Each map has ``encode(z, r)`` and ``decode(codes)``. ``r - 8``, in 65536ths, says when a value between two neighbours
+goes to the upper one: where the share of the way that it has come is more than that. So `HALF` rounds to the nearest,
+and `random_r` rounds stochastically: the expected value is then z itself. It stays away from 0 and 1 by more than a
+share may be inexact.
 
 `CubicSigned` and `CubicUnsigned` compand, as telephones do: the code k stands for k^3, on straight lines between the
 powers of two, over what the last code stands for. Each power of two begins a segment, eight times as far up as the
@@ -34,7 +35,7 @@ HALF = STEP // 2 + GUARD // 2
 
 
 def random_r(bits: jax.Array) -> jax.Array:
-    """A number in 16..65535, int32, from 32 random bits; a share is compared with 8 less, so that it may be inexact."""
+    """A number in 16..65535, int32, from 32 random bits; less 8, its mean is that of 0..65535."""
     return ((bits >> 16) | GUARD).astype(jnp.int32)
 
 
@@ -127,7 +128,7 @@ def _value(codes: jax.Array, one: int) -> jax.Array:
 
 
 def _number(z: jax.Array, r: jax.Array | int, one: int, least: int) -> jax.Array:
-    """The code of a neighbour of `z` in [0, 1]: the upper one where z has come more than r.
+    """The code of a neighbour of `z` in [0, 1]: the upper one where z has come more than r - 8.
 
     In a segment a number's place among the codes is a line, `slope` z + `offset`, in 65536ths. What is below the code
     `least`, a power of two, counts as that; if it is 0, there is one segment more, from 0 to the code 1.
