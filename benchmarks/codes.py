@@ -27,9 +27,9 @@ SCENARIOS = [("steady", 0.0), ("steady", 0.5), ("steady", 1.0), ("grow", 0.5)]
 
 @dataclasses.dataclass(frozen=True)
 class Paper:
-    """Dynamic codes to the nearest, of the mean square itself, not of its root: what the paper does."""
+    """Dynamic codes to the nearest, of a mean square itself, not of its root: what the paper does."""
 
-    values: tuple[float, ...]
+    values: tuple[float, ...]  # of the codes, ascending
 
     def fresh(self, leaf: Any) -> Any:
         """Zeros."""
