@@ -1,0 +1,56 @@
+"""What the native generator may leave out, on operations that no rule has: a shortcut must know its limits."""
+
+import pathlib
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "native" / "generator"))
+from lowering import lower
+
+from adamite.kernels.writing import Equation, Input
+
+
+def lowered(given, dtype, *operations):
+    """The operations that are left of these, whose results are v0, v1, ...; i0 is an array of the dtype `given`."""
+    equations = [Equation(f"v{k}", "element", dtype, *operation) for k, operation in enumerate(operations)]
+    last = Input(0, "element", dtype, equations[-1].name)
+    dtypes = {"i0": given, **{e.name: e.dtype for e in equations}}
+    nodes, _ = lower(SimpleNamespace(equations=equations, outputs=[last], dtypes=dtypes), {})
+    return [node.operation for node in nodes.values()]
+
+
+@pytest.mark.parametrize(("shift", "left"), [(15, True), (16, False), (17, False)])
+def test_an_xor_is_left_out_only_where_none_of_its_bits_is_kept(shift, left):
+    found = lowered(
+        "uint32",
+        "uint32",
+        ("shift_right_logical", ("i0", str(shift))),
+        ("xor", ("i0", "v0")),
+        ("shift_right_logical", ("v1", "16")),
+    )
+    assert ("xor" in found) == left
+
+
+@pytest.mark.parametrize(
+    ("times", "factor", "halves"),
+    [
+        (100, 65_535, True),
+        (257, 32_767, True),
+        (257, 40_000, False),
+        (300, 2, False),
+        (4, 65_536, False),
+        (4, -1, False),
+    ],
+)
+def test_half_a_product_is_of_numbers_that_are_short_enough(times, factor, halves):
+    found = lowered(
+        "uint8",
+        "int32",
+        ("convert_element_type", ("i0",)),
+        ("mul", ("v0", str(times))),
+        ("mul", ("v1", str(factor))),
+        ("shift_right_arithmetic", ("v2", "16")),
+    )
+    assert ("half_product" in found) == halves
