@@ -7,44 +7,61 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jax.experimental.shard_alike import shard_alike
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, Sharding
 
 
 def beside(leaf: Any, stored: Any) -> Any:
     """`stored`, its arrays of the leaf's rank sharded as `leaf` is, along each axis that its sharding divides.
 
-    Eager arrays made by `zeros_like` already are, and what a mesh with explicit axes shards is known. Else nothing ties
-    zeros to a parameter under jit: XLA puts them on one device or copies them to all, so the tie is written down.
+    Eager arrays made by `zeros_like` already are, and the sharding on a mesh with Explicit axes is part of the type. On
+    Auto axes under jit nothing ties zeros to a parameter: XLA puts zeros on one device or replicates them. There a
+    selection ties both: ``where(False, leaf, zeros)`` shares one sharding with its operands, and XLA removes it after
+    the sharding is settled, without reading the leaf. tests/test_placement.py holds that for every kind of mesh.
     """
     return jax.tree.map(lambda x: _tied(leaf, x), stored)
 
 
 def _tied(leaf: Any, x: jax.Array) -> jax.Array:
-    traced = isinstance(leaf, Tracer)
-    if x.shape == leaf.shape:
-        return shard_alike(leaf, x)[1] if traced else x
-    known = _explicit(leaf) if traced else getattr(leaf, "sharding", None)
-    if isinstance(known, NamedSharding):
-        return jax.device_put(x, fitted(known, leaf.shape, x.shape))
-    if not traced and getattr(leaf, "committed", False) and known is not None and known.num_devices == 1:
-        return jax.device_put(x, known)
-    if not traced or x.ndim != leaf.ndim or not leaf.size:
+    if not isinstance(leaf, Tracer):
+        return x if x.shape == leaf.shape else _placed(leaf, x)
+    if x.ndim != leaf.ndim or not leaf.size:
         return x
-    # Only arrays of one shape can be tied. For another add what is 0, and made of the leaf.
-    never = jnp.isnan(leaf) & ~jnp.isnan(leaf)
-    for axis, (n, m) in enumerate(zip(x.shape, leaf.shape, strict=True)):
-        if m % n == 0:
-            never = never.reshape(*never.shape[:axis], n, m // n, *never.shape[axis + 1 :]).any(axis + 1)
-        else:  # blocks that do not divide the axis: then no mesh does, either
-            never = jax.lax.slice_in_dim(never, 0, n, axis=axis)
-    return x + never.astype(x.dtype)
+    like = leaf.real
+    if x.shape != leaf.shape:
+        explicit = _explicit(leaf)
+        if explicit is not None:
+            x, like = jax.device_put(x, fitted(explicit, leaf.shape, x.shape)), like.max()
+        else:
+            like = _of_shape(like, x.shape)
+    return jnp.where(False, like.astype(x.dtype), x)
 
 
-def _explicit(leaf: Any) -> Any:
+def _placed(leaf: Any, x: jax.Array) -> jax.Array:
+    """An array of another shape, made eagerly, on the devices of `leaf`."""
+    sharding = getattr(leaf, "sharding", None)
+    if isinstance(sharding, NamedSharding):
+        return jax.device_put(x, fitted(sharding, leaf.shape, x.shape))
+    alone = sharding is not None and sharding.num_devices == 1 and getattr(leaf, "committed", False)
+    return jax.device_put(x, sharding) if alone else x
+
+
+def _of_shape(leaf: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Any array of `shape` that is sharded as `leaf` is, along each axis that is divided into equal blocks."""
+    for axis, (blocks, length) in enumerate(zip(shape, leaf.shape, strict=True)):
+        if blocks == length:
+            continue
+        if length % blocks == 0:
+            split = (*leaf.shape[:axis], blocks, length // blocks, *leaf.shape[axis + 1 :])
+            leaf = leaf.reshape(split).max(axis + 1)
+        else:  # the last block is shorter: no mesh divides such an axis into whole blocks
+            leaf = jax.lax.slice_in_dim(leaf, 0, blocks, axis=axis)
+    return leaf
+
+
+def _explicit(leaf: Tracer) -> Any:
     """The leaf's sharding, if it is part of its type."""
-    sharding = jax.typeof(leaf).sharding if isinstance(leaf, Tracer) else None
-    return sharding if sharding is not None and AxisType.Explicit in sharding.mesh.axis_types else None
+    sharding = jax.typeof(leaf).sharding
+    return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
 
 
 def fitted(sharding: NamedSharding, shape: tuple[int, ...], other: tuple[int, ...]) -> NamedSharding:
