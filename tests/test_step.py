@@ -231,6 +231,16 @@ def test_calls_that_cannot_be_meant(case):
         tx.step(**({"grads": params, "state": tx.init(params), "params": params} | wrong))
 
 
+ON_A_GPU = {"auto": "", "pallas": "Pallas kernels are for TPUs", "native": "native kernels are for CPUs"}
+
+
+@pytest.mark.parametrize("engine", ON_A_GPU)
+def test_a_gpu_is_left_to_xla(engine, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    leaves = adamite.memory_report(adamite.adam(1e-2), tree(), engine=engine).leaves
+    assert {(leaf.engine, leaf.why_xla) for leaf in leaves} == {("xla", ON_A_GPU[engine])}
+
+
 @pytest.mark.parametrize("engine", ["xla", "auto", "pallas"])
 def test_derivatives_go_through_a_step(engine):
     """Of a loss after two steps, by the weights before and by the learning rate; whatever takes the steps."""

@@ -20,7 +20,7 @@ def tree(shapes: Any, seed: int = 0, dtype: Any = jnp.float32) -> list[jax.Array
     return [jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes]
 
 
-def by(kernel: Any, tx: Leafwise, *, interpret: bool = True) -> Any:
+def by(kernel: Any, tx: Leafwise) -> Any:
     """The step of `tx` by a kernel's module; by XLA for None."""
     run = Pass(tx.part)
 
@@ -31,10 +31,10 @@ def by(kernel: Any, tx: Leafwise, *, interpret: bool = True) -> Any:
         rows = zip(grads, params, columns, strict=True)
         leaves = [Leaf(i, g, p, stored, g.dtype) for i, (g, p, stored) in enumerate(rows)]
         assert not any(kernel.why_not(run.fused, leaf) for leaf in leaves)
-        done = kernel.run(run.fused, scalars, leaves, interpret=interpret)
+        done = kernel.run(run.fused, scalars, leaves, interpret=True)
         return [p for p, _ in done], tx.part.end(state, [stored for _, stored in done], jax.tree.structure(grads))
 
-    return jax.jit(step, compiler_options=QUICKLY if interpret else None)
+    return jax.jit(step, compiler_options=QUICKLY)
 
 
 def compare(kernel: Any, tx: Leafwise, shapes: Any, dtype: Any = jnp.float32, steps: int = 2) -> None:

@@ -31,7 +31,7 @@ def test_a_step_has_types(shape, engine):
         new, then = jax.eval_shape(lambda g, s, p: tx.step(g, s, p, engine=engine), params, state, params)
     assert types((new, then)) == types((params, state))
     if engine == "pallas":
-        assert choices[0][1:] == ("xla", "it has 2^31 elements or more")  # for the GPU's kernel
+        assert choices[0].engine == "pallas"
         assert types(jax.eval_shape(by(tpu, tx), params, state, params)) == types((params, state))
     elif engine == "native" and library():
         assert choices[0].engine == "native"

@@ -1,4 +1,4 @@
-"""The Pallas kernels, interpreted: every rule, storage and rounding, and arrays of every shape; and what GPUs get."""
+"""The Pallas kernel, interpreted: every rule, storage and rounding, and arrays of every shape."""
 
 import jax
 import jax.numpy as jnp
@@ -7,33 +7,27 @@ import optax
 import pytest
 
 import adamite
-from adamite.kernels import gpu, tpu
+from adamite.kernels import tpu
 from kernels.cases import ROUNDINGS, adamw, assert_close, by, compare, tree
 from specs import SPECS
 
-KERNELS = {"tpu": tpu, "gpu": gpu}
 STORAGES = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8", "float8": ("int8", "float8")}
 WHOLE_LEAF = {"stable_adamw", "adam_mini"}
 RULES = [spec for spec in SPECS if spec.full and spec.name not in WHOLE_LEAF and hasattr(spec.build(), "part")]
 LEAVES = [(16, 300)]
 """A leaf of which each second block ends early."""
 
-each_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=list(KERNELS))
-one_kernel = pytest.mark.parametrize("kernel", [tpu, pytest.param(gpu, marks=pytest.mark.slow)], ids=list(KERNELS))
 
-
-@one_kernel
 @pytest.mark.parametrize("moments", [pytest.param("float32", marks=pytest.mark.slow), "int8"])
 @pytest.mark.parametrize("spec", RULES, ids=str)
-def test_every_rule(spec, moments, kernel):
-    compare(kernel, spec.build(moments=moments), LEAVES, steps=1)
+def test_every_rule(spec, moments):
+    compare(tpu, spec.build(moments=moments), LEAVES, steps=1)
 
 
-@one_kernel
 @pytest.mark.parametrize("rounding", [None, *ROUNDINGS])
 @pytest.mark.parametrize("moments", STORAGES.values(), ids=list(STORAGES))
-def test_every_storage_and_rounding(kernel, moments, rounding):
-    compare(kernel, adamw(moments, rounding), LEAVES, jnp.bfloat16 if rounding else jnp.float32, steps=1)
+def test_every_storage_and_rounding(moments, rounding):
+    compare(tpu, adamw(moments, rounding), LEAVES, jnp.bfloat16 if rounding else jnp.float32, steps=1)
 
 
 SHAPES = {
@@ -55,32 +49,29 @@ SHAPES = {
 }
 
 
-@one_kernel
 @pytest.mark.parametrize("moments", [pytest.param("float32", marks=pytest.mark.slow), "int8"])
 @pytest.mark.parametrize("shapes", [pytest.param(x, marks=[pytest.mark.slow] * x.startswith("more")) for x in SHAPES])
-def test_every_shape(kernel, shapes, moments):
-    compare(kernel, adamw(moments, "residual8"), SHAPES[shapes], jnp.bfloat16, steps=1)
+def test_every_shape(shapes, moments):
+    compare(tpu, adamw(moments, "residual8"), SHAPES[shapes], jnp.bfloat16, steps=1)
 
 
-@each_kernel
-def test_random_bits_are_those_of_the_element(kernel):
+def test_random_bits_are_those_of_the_element():
     """Stochastic rounding of weights: the same everywhere, to the bit."""
     tx = adamw("float32", "stochastic")
     shapes = [(70, 300), (7,), (2, 40, 130)]
     params = tree(shapes, dtype=jnp.bfloat16)
-    ours = by(kernel, tx)(params, tx.init(params), params)[0]
+    ours = by(tpu, tx)(params, tx.init(params), params)[0]
     theirs = by(None, tx)(params, tx.init(params), params)[0]
     for a, b in zip(ours, theirs, strict=True):
         assert np.mean(np.asarray(a) != np.asarray(b)) < 1e-3
 
 
-@one_kernel
 @pytest.mark.parametrize("value", [np.nan, -np.inf, 1e-40, -0.0, 3e38])
-def test_what_is_no_ordinary_number(kernel, value):
+def test_what_is_no_ordinary_number(value):
     """It stays in its block."""
     tx, params = adamw("int8"), tree([(8, 600)])
     grads = [params[0].at[3, 300].set(value)]
-    (ours, state), (theirs, states) = (by(k, tx)(params, tx.init(params), grads) for k in (kernel, None))
+    (ours, state), (theirs, states) = (by(kernel, tx)(params, tx.init(params), grads) for kernel in (tpu, None))
     ours = ours, adamite.convert_moments(state, "float32")
     theirs = theirs, adamite.convert_moments(states, "float32")
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
@@ -99,23 +90,3 @@ def test_scalars_may_be_traced_or_not():
         return jax.jit(lambda g, s, p: inner.step(g, s, p, engine=engine))(params, state.inner_state, params)
 
     assert_close(step("pallas"), step("xla"))
-
-
-def lowered(tx, dtype, shapes):
-    """The program for CUDA, made without one."""
-    params = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
-    step = by(gpu, tx, interpret=False)
-    return step.trace(params, jax.eval_shape(tx.init, params), params).lower(lowering_platforms=("cuda",)).as_text()
-
-
-@pytest.mark.parametrize("rounding", [None, *ROUNDINGS])
-@pytest.mark.parametrize("moments", STORAGES.values(), ids=list(STORAGES))
-def test_gpus_get_one_kernel_for_a_large_leaf_and_one_for_the_small_ones(moments, rounding):
-    tx, dtype = adamw(moments, rounding), jnp.bfloat16 if rounding else jnp.float32
-    assert lowered(tx, dtype, [(33, 300), (5,), (4096, 1024)]).count("xla.gpu.triton") == 2
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("spec", RULES, ids=str)
-def test_gpus_get_every_rule(spec):
-    assert lowered(spec.build(moments="int8"), jnp.float32, [(33, 300)]).count("xla.gpu.triton") == 1

@@ -1,7 +1,7 @@
 """Which engine takes which leaf, and why.
 
     xla       XLA, which fuses what it can: update, then the sum. It takes every leaf.
-    pallas    a kernel for TPUs or GPUs. Elsewhere it is interpreted, which only tests want.
+    pallas    a kernel for TPUs. On CPUs it is interpreted, which only tests want.
     native    a library for CPUs, the distribution adamite-native.
     auto      on a CPU native, where it is installed; on a TPU pallas, where it moves fewer bytes than XLA; else xla.
 
@@ -106,14 +106,10 @@ def _taken(name: str, fused: Fused, scalars: Any, leaves: Sequence[Leaf]) -> lis
 
 
 def _by_pallas(fused: Fused, scalars: Any, leaves: Sequence[Leaf]) -> list[tuple[jax.Array, Any]]:
-    kernels = _pallas()
-    if len(kernels) == 1:
-        return kernels[0].run(fused, scalars, leaves)
-    tpu, gpu = kernels
+    """A program that is traced on a CPU may be compiled there for a TPU."""
     return jax.lax.platform_dependent(
-        tpu=lambda: tpu.run(fused, scalars, leaves),
-        cuda=lambda: gpu.run(fused, scalars, leaves),
-        default=lambda: tpu.run(fused, scalars, leaves, interpret=True),
+        tpu=lambda: _pallas().run(fused, scalars, leaves),
+        default=lambda: _pallas().run(fused, scalars, leaves, interpret=True),
     )
 
 
@@ -131,25 +127,27 @@ def _native() -> Any:
     return native
 
 
-def _pallas() -> list[Any]:
-    """This machine's kernel; on a CPU both, for a program may be compiled there for either.
+def _pallas() -> Any:
+    """Imported where it is wanted, for others should not wait for Pallas."""
+    from adamite.kernels import tpu
 
-    Kernels are imported where one is wanted, for others should not wait for Pallas.
-    """
-    from adamite.kernels import gpu, tpu
-
-    return {"tpu": [tpu], "gpu": [gpu]}.get(jax.default_backend(), [tpu, gpu])
+    return tpu
 
 
 def _unserved(asked: str, fused: Fused, scalars: Any, leaf: Leaf) -> str:
     """Why the engine that is asked for has no kernel for the leaf; "" if it has."""
     if asked == "native":
         return _native().why_not(fused, scalars, leaf)
-    return next(filter(None, (kernel.why_not(fused, leaf) for kernel in _pallas())), "")
+    return _pallas().why_not(fused, leaf)
 
 
 def _elsewhere(asked: str, fused: Fused, leaf: Leaf) -> str:
     """Why a kernel cannot have the leaf where it is; "" if it can."""
+    platform = jax.default_backend()
+    if asked == "pallas" and platform == "gpu":
+        return "Pallas kernels are for TPUs"
+    if asked == "native" and platform != "cpu":
+        return "native kernels are for CPUs"
     if sharded.sharding_of(leaf.p):
         return "it is on several devices" if asked == "native" else sharded.why_not(fused, leaf)
     for x in jax.tree.leaves((leaf.g, leaf.p, leaf.stored)):
