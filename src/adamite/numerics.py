@@ -48,6 +48,15 @@ def widen(x: Any) -> jax.Array:
     return cast(x, wide_dtype(x.dtype))
 
 
+def as_wide_as(x: jax.Array, number: Any) -> Any:
+    """A number that does not widen `x`: with 64-bit types enabled, a power of a decay is a float64.
+
+    Python numbers and JAX's weakly typed ones do not widen anything, and stay as they are.
+    """
+    strong = hasattr(number, "dtype") and not getattr(number, "weak_type", False)
+    return cast(jnp.asarray(number), x.real.dtype) if strong and jnp.issubdtype(number.dtype, jnp.floating) else number
+
+
 def update_moment(updates: Any, moments: Any, decay: jax.typing.ArrayLike, order: int) -> Any:
     """Exponential moving average of the `order`-th power of the gradients: ``(1 - decay) g^order + decay m``.
 
@@ -87,8 +96,17 @@ def bias_correction(moment: Any, decay: jax.typing.ArrayLike, count: jax.typing.
         >>> print(f"{m:.1f} {bias_correction(m, decay=0.9, count=1):.1f}")
         0.3 3.0
     """
-    correction = 1 - decay**count
+    correction = 1 - power(decay, count)
     return jax.tree.map(lambda m: m / cast(jnp.asarray(correction), m.dtype), moment)
+
+
+@functools.partial(jax.jit, inline=True)
+def power(decay: jax.typing.ArrayLike, count: jax.typing.ArrayLike) -> jax.Array:
+    """``decay^count``, one program for all counts.
+
+    JAX unrolls ``decay**count`` for a count that is known, as it is in eager code, and would compile at every step.
+    """
+    return jnp.asarray(decay**count)
 
 
 def total_weight(decay: jax.typing.ArrayLike, count: jax.Array) -> jax.Array:

@@ -32,7 +32,7 @@ from adamite.engine.ownership import owned
 from adamite.engine.placement import settle
 from adamite.guards import SkipState
 from adamite.identity import described, identity
-from adamite.numerics import abs_sq, is_none, over_devices, widen
+from adamite.numerics import abs_sq, is_none, over_devices, power, widen
 
 Record = dict[str, dict[str, jax.Array]]
 INJECTED = (optax.InjectHyperparamsState, optax.InjectStatefulHyperparamsState)
@@ -236,4 +236,4 @@ def _smallest(known: dict[str, Any], state: Any) -> Any:
     eps, b2 = jnp.float32(known["eps"]), known.get("b2")
     if b2 is None or not known.get("bias_correction", True):
         return eps**2
-    return eps**2 * (1 - b2 ** _count(state, lambda node: hasattr(node, "nu") and hasattr(node, "count")))
+    return eps**2 * (1 - power(b2, _count(state, lambda node: hasattr(node, "nu") and hasattr(node, "count"))))

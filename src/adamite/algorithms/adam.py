@@ -32,7 +32,7 @@ from adamite import checks
 from adamite.engine import Optimizer, Rule, chain, from_rule
 from adamite.identity import described
 from adamite.learning_rate import scale_by_learning_rate
-from adamite.numerics import update_moment
+from adamite.numerics import power, update_moment
 from adamite.regularization import add_decayed_weights
 from adamite.storage import Dense
 
@@ -51,7 +51,7 @@ def adam_rule(
     def scalars(t: jax.Array) -> tuple[Any, Any, Any]:
         if not bias_correction:
             return 1, 1, 1
-        return 1 - b1**t, 1 - b2**t, (1 - b1 ** optax.safe_increment(t)) if nesterov else 1
+        return 1 - power(b1, t), 1 - power(b2, t), (1 - power(b1, optax.safe_increment(t))) if nesterov else 1
 
     def step(scalars: tuple[Any, Any, Any], g: Any, m: Any, v: Any) -> tuple[Any, Any, Any]:
         c1, c2, c1_next = scalars

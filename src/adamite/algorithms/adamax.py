@@ -29,7 +29,7 @@ from adamite import checks
 from adamite.engine import Optimizer, Rule, chain, from_rule
 from adamite.identity import described
 from adamite.learning_rate import scale_by_learning_rate
-from adamite.numerics import update_moment
+from adamite.numerics import power, update_moment
 from adamite.regularization import add_decayed_weights
 from adamite.storage import Dense
 
@@ -38,7 +38,7 @@ def adamax_rule(*, b1: jax.typing.ArrayLike, b2: jax.typing.ArrayLike, eps: jax.
     """The equations above."""
 
     def scalars(t: jax.Array) -> tuple[Any]:
-        return (1 - b1**t,)
+        return (1 - power(b1, t),)
 
     def step(scalars: tuple[Any], g: Any, m: Any, v: Any) -> tuple[Any, Any, Any]:
         (c1,) = scalars

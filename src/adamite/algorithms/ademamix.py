@@ -33,7 +33,7 @@ from adamite import checks
 from adamite.engine import Optimizer, Rule, chain, from_rule
 from adamite.identity import described
 from adamite.learning_rate import scale_by_learning_rate
-from adamite.numerics import update_moment
+from adamite.numerics import power, update_moment
 from adamite.regularization import add_decayed_weights
 from adamite.storage import Dense
 
@@ -52,7 +52,7 @@ def ademamix_rule(
     def scalars(t: jax.Array, t_m2: jax.Array) -> tuple[Any, ...]:
         b3_now, alpha_now = (x(t_m2 - 1) if callable(x) else x for x in (b3, alpha))
         # 1 - b3 is taken here, where a number still has all its digits: of 1 - 0.9999 float32 leaves four.
-        return 1 - b1**t, 1 - b2**t, 1 - b3_now, b3_now, alpha_now
+        return 1 - power(b1, t), 1 - power(b2, t), 1 - b3_now, b3_now, alpha_now
 
     def step(scalars: tuple[Any, ...], g: Any, m1: Any, m2: Any, v: Any) -> tuple[Any, Any, Any, Any]:
         c1, c2, one_minus_b3, b3, alpha = scalars

@@ -1,25 +1,24 @@
 """ADOPT: Adam that divides each gradient by the root mean square of those before it, and averages the quotients.
 
-At step t = 1, 2, ... with gradient g:
+At step t = 0, 1, ... with gradient g:
 
-    d1, d2 = b1, b2                                 at t = 1: 1, 0
-    c      = clip_value_fn(t - 1)                   itself where it is a number
+    d1, d2 = b1, b2                                 at t = 0: 1, 0
+    c      = clip_value_fn(t)                       itself where it is a number
     q      = clip(g / max(sqrt(v), eps), -c, c)     for complex g: its modulus
     v      <- (1 - d2) g^2 + d2 v                   for complex g: |g|^2
     m      <- (1 - d1) q + d1 m
     u      = m                                      with Nesterov: (1 - d1) q + d1 m
 
-The parameters then move by -learning_rate u. m and v are the state's ``mu`` and ``nu``, t is its ``count`` after the
+The parameters then move by -learning_rate u. m and v are the state's ``mu`` and ``nu``, t is its ``count`` before the
 step. The first gradient only sets v: u is 0. As v does not know g, their quotient has no bias, so that ADOPT converges
 whatever b2 is; for the same reason it has no bound, hence the clip.
 
 Taniguchi et al. 2024, arXiv:2411.02853, with the clipping that its authors added in a later version.
 
-Deviations from the paper, the first two optax's too:
+Deviations from the paper:
 
-1. Nesterov's momentum is not in the paper.
-2. The paper counts from 0: its t is t - 1 here.
-3. eps = 0, which is NaN at t = 1, is refused; complex gradients can be clipped.
+1. Nesterov's momentum is not in the paper. It is optax's.
+2. eps = 0, which is NaN at t = 0, is refused; complex gradients can be clipped.
 """
 
 from typing import Any
@@ -48,8 +47,8 @@ def adopt_rule(
     """The equations above."""
 
     def scalars(t: jax.Array) -> tuple[Any, Any, Any]:
-        c = clip_value_fn(t - 1) if callable(clip_value_fn) else clip_value_fn
-        return jnp.where(t > 1, b1, 1), jnp.where(t > 1, b2, 0), c
+        c = clip_value_fn(t) if callable(clip_value_fn) else clip_value_fn
+        return jnp.where(t > 0, b1, 1), jnp.where(t > 0, b2, 0), c
 
     def step(scalars: tuple[Any, Any, Any], g: Any, m: Any, v: Any) -> tuple[Any, Any, Any]:
         d1, d2, c = scalars
@@ -60,7 +59,7 @@ def adopt_rule(
         u = update_moment(q, m, d1, order=1) if nesterov else m
         return u, m, v
 
-    return Rule(scalars, step)
+    return Rule(scalars, step, first=0)
 
 
 @described

@@ -32,7 +32,7 @@ from adamite import checks
 from adamite.engine import Optimizer, Rule, chain, from_rule
 from adamite.identity import described
 from adamite.learning_rate import scale_by_learning_rate
-from adamite.numerics import update_moment
+from adamite.numerics import power, update_moment
 from adamite.storage import Dense
 
 
@@ -49,7 +49,7 @@ def amsgrad_rule(
     """The equations above."""
 
     def scalars(t: jax.Array) -> tuple[Any, Any]:
-        return 1 - b1**t if bias_correction_mu else 1, 1 - b2**t if bias_correction_nu else 1
+        return 1 - power(b1, t) if bias_correction_mu else 1, 1 - power(b2, t) if bias_correction_nu else 1
 
     def step(scalars: tuple[Any, Any], g: Any, m: Any, v: Any, v_max: Any) -> tuple[Any, Any, Any, Any]:
         c1, c2 = scalars

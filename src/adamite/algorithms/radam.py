@@ -33,7 +33,7 @@ from adamite import checks
 from adamite.engine import Optimizer, Rule, chain, from_rule
 from adamite.identity import described
 from adamite.learning_rate import scale_by_learning_rate
-from adamite.numerics import update_moment
+from adamite.numerics import power, update_moment
 from adamite.storage import Dense
 
 
@@ -50,9 +50,10 @@ def radam_rule(
     rho_inf = 2 / (1 - b2) - 1
 
     def scalars(t: jax.Array) -> tuple[Any, Any, Any, Any, Any]:
-        c1, c2 = 1 - b1**t, 1 - b2**t
-        c1_next = (1 - b1 ** optax.safe_increment(t)) if nesterov else 1
-        rho = rho_inf - 2 * t * b2**t / c2
+        b2_to_t = power(b2, t)
+        c1, c2 = 1 - power(b1, t), 1 - b2_to_t
+        c1_next = (1 - power(b1, optax.safe_increment(t))) if nesterov else 1
+        rho = rho_inf - 2 * t * b2_to_t / c2
         trusted = rho >= threshold
         square = (rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho)
         r = jnp.sqrt(jnp.where(trusted, square, 1))

@@ -34,7 +34,7 @@ from adamite.algorithms.sgd import trace_or_identity
 from adamite.engine import Optimizer, Rule, chain, from_rule
 from adamite.identity import described
 from adamite.learning_rate import scale_by_learning_rate
-from adamite.numerics import abs_sq, update_moment
+from adamite.numerics import abs_sq, power, update_moment
 from adamite.storage import Dense
 
 
@@ -180,7 +180,7 @@ def rmsprop(
 
 
 def _scalars(decay: jax.typing.ArrayLike, bias_correction: bool) -> Any:
-    return (lambda t: (1 - decay**t,)) if bias_correction else (lambda: (1,))
+    return (lambda t: (1 - power(decay, t),)) if bias_correction else (lambda: (1,))
 
 
 def _inverse_root(s: jax.Array, eps: jax.typing.ArrayLike, eps_in_sqrt: bool) -> jax.Array:

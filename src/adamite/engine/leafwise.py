@@ -19,6 +19,7 @@ from adamite.engine.matching import counterparts
 from adamite.engine.optimizer import Optimizer, moved
 from adamite.engine.parts import Part
 from adamite.engine.placement import settle
+from adamite.engine.products import round_products
 from adamite.engine.slices import cut, sweep
 from adamite.kernels import Fused, Leaf
 from adamite.numerics import as_array, cast, is_none, wide_dtype, widen
@@ -71,6 +72,7 @@ class Pass:
         one = _placed(self._update_leaf) if part.in_slices else self._update_leaf
         self.update_leaf = one
         self.traced_once = functools.cache(lambda: jax.jit(one))
+        self.constant = functools.cache(lambda: not _closes_over_arrays(part))
         self.fused = Fused(self._step_tile, part.block)
 
     def update(self, updates: optax.Updates, state: Any, params: optax.Params | None) -> tuple[optax.Updates, Any]:
@@ -114,7 +116,8 @@ class Pass:
     def _updated(self, scalars: Any, rows: dict[int, Row]) -> dict[int, Any]:
         """The update of each leaf by its number, and what the state then holds for it."""
         whole = [row.g for row in rows.values()]
-        one = self.traced_once() if self.part.in_slices or _worth_tracing_once(whole) else self.update_leaf
+        worth_it = _worth_tracing_once(whole) if _traced(rows) else self.constant()
+        one = self.traced_once() if self.part.in_slices or worth_it else self.update_leaf
         turn, results = _first_turn(scalars) if self.part.in_slices else None, {}
         for number, (g, p, stored) in rows.items():
             if g is not None:
@@ -125,7 +128,8 @@ class Pass:
     def _update_leaf(self, scalars: Any, number: Any, turn: Any, g: Any, p: Any, stored: Any) -> tuple[Any, Any, Any]:
         def step(read: Any, written: Any, index: Callable[[], jax.Array]) -> tuple[jax.Array, Any]:
             g, p = read
-            u, new = self._step(scalars, number, index, g, p, written)
+            one = self._step_alike if self.part.few_bits else self._step
+            u, new = one(scalars, number, index, g, p, written)
             return cast(u, g.dtype) if self.rounded else u, new
 
         if not self.part.in_slices or g.size < SLICED:
@@ -142,6 +146,11 @@ class Pass:
     def _rounded(self, u: jax.Array, dtype: Any) -> jax.Array:
         """An update as it is added to weights."""
         return u if self.part.weights else cast(u, dtype)
+
+    def _step_alike(self, scalars: Any, number: Any, index: Any, *leaf: Any) -> tuple[jax.Array, Any]:
+        """As `_step`, with the same bits in every program of XLA's."""
+        step = round_products(lambda scalars, number, index, *leaf: self._step(scalars, number, lambda: index, *leaf))
+        return step(scalars, number, index(), *leaf)
 
     def _step(self, scalars: Any, number: Any, index: Any, g: Any, p: Any, stored: Any) -> tuple[jax.Array, Any]:
         p = widen(p) if p is not None and self.part.weights is None else p
@@ -166,6 +175,29 @@ def _first_turn(scalars: Any) -> jax.Array:
     """A number >= 0 that the compiler does not know: part of any number that is computed at each step."""
     computed = [x for x in jax.tree.leaves(scalars) if isinstance(x, jax.Array)]
     return computed[0].astype(jnp.int32) & 0x7FFFFFFF if computed else jnp.int32(0)
+
+
+def _traced(tree: Any) -> bool:
+    return any(isinstance(x, Tracer) for x in jax.tree.leaves(tree))
+
+
+def _closes_over_arrays(value: Any, seen: set[int] | None = None) -> bool:
+    """Whether a function, or one in a tuple or dict, refers to an array of its surroundings.
+
+    `optax.inject_hyperparams` builds such a transformation anew for each step. Compiled, it would be so at each step.
+    """
+    seen = set() if seen is None else seen
+    if id(value) in seen:
+        return False
+    seen.add(id(value))
+    if isinstance(value, functools.partial):
+        value = (value.func, value.args, value.keywords)
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    if isinstance(value, tuple):
+        return any(_closes_over_arrays(x, seen) for x in value)
+    cells = getattr(value, "__closure__", None) or ()
+    return isinstance(value, jax.Array) or any(_closes_over_arrays(x.cell_contents, seen) for x in cells)
 
 
 def _worth_tracing_once(leaves: list[Any]) -> bool:

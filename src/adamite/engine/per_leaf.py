@@ -13,7 +13,7 @@ from adamite.engine.leafwise import Leafwise, leafwise
 from adamite.engine.matching import counterparts, same_rank
 from adamite.engine.parts import Part
 from adamite.engine.placement import beside
-from adamite.numerics import as_array, cast, is_none
+from adamite.numerics import as_array, as_wide_as, is_none
 from adamite.random_bits import fold
 from adamite.storage import Quantized, Storage, choose
 
@@ -22,8 +22,8 @@ class Rule(NamedTuple):
     """One step of an algorithm, as pure functions that know no storage, tree, device or dtype."""
 
     scalars: Callable[..., tuple[jax.typing.ArrayLike, ...]]
-    """``scalars(t)``: what depends on the step number t = 1, 2, ... (int32, shape ()) alone, computed once a step. It
-    takes as many numbers as the state has counts: mostly one."""
+    """``scalars(t)``: what depends on the step number t = 1, 2, ... (int32, shape (); see `first`) alone, computed once
+    a step. It takes as many numbers as the state has counts: mostly one."""
 
     step: Callable[..., tuple[jax.Array, ...]]
     """``step(scalars, g, *moments) -> (direction, *moments)``, on arrays of at least float32 and
@@ -31,6 +31,9 @@ class Rule(NamedTuple):
 
     elementwise: bool = True
     """Whether an element of the results depends on the same element of the arguments alone."""
+
+    first: int = 1
+    """The number of the first step: 1, or 0 where the paper counts from 0."""
 
 
 class Counted(NamedTuple):
@@ -77,15 +80,16 @@ def from_rule(
         if params is not None:
             counterparts(updates, params, "params")
         columns = [_column(storage, updates, getattr(own, name), name) for name, storage in storages.items()]
-        counts = [optax.safe_increment(getattr(own, name)) for name in count_names]
+        before = [getattr(own, name) for name in count_names]
+        counts = [optax.safe_increment(count) for count in before]
         number: Any = optax.safe_increment(state.count) if apart else counts[0] if counts else 0
         keys = [None if s.seed is None else fold(fold(s.seed, number), i) for i, s in enumerate(storages.values())]
-        return (rule.scalars(*counts), keys), list(zip(*columns, strict=True))
+        return (rule.scalars(*(counts if rule.first else before)), keys), list(zip(*columns, strict=True))
 
     def step(scalars: Any, g: jax.Array, p: Any, stored: Any, bits: Any) -> tuple[jax.Array, Any]:
         del p
         numbers, keys = scalars
-        kept = tuple(storages.values())
+        numbers, kept = tuple(as_wide_as(g, number) for number in numbers), tuple(storages.values())
         u, *new = rule.step(numbers, g, *(s.decode(x) for s, x in zip(kept, stored, strict=True)))
         draws = [functools.partial(bits, key) for key in keys]
         return u, tuple(s.encode(m, x, draw) for s, m, x, draw in zip(kept, new, stored, draws, strict=True))
@@ -102,7 +106,13 @@ def from_rule(
         return state_class(**counts, **trees)
 
     block = max(storage.block for storage in storages.values())
-    return leafwise(Part(init, begin, step, end, block=block, in_slices=block > 1, elementwise=rule.elementwise))
+    few_bits = block > 1 or any(storage.seed is not None for storage in storages.values())
+    return leafwise(
+        Part(
+            init, begin, step, end,
+            block=block, in_slices=block > 1, few_bits=few_bits, elementwise=rule.elementwise,
+        )
+    )  # fmt: skip
 
 
 def _fresh(storage: Storage, params: optax.Params) -> Any:
@@ -179,7 +189,7 @@ def by_number(
         del bits
         if stored is None:
             return u, None
-        return change(u, p, cast(jnp.asarray(s), u.real.dtype) if hasattr(s, "dtype") else s), stored
+        return change(u, p, as_wide_as(u, s)), stored
 
     def end(state: Any, columns: list[Any], structure: Any) -> Any:
         del columns, structure

@@ -14,7 +14,7 @@ from adamite.engine.optimizer import Optimizer
 from adamite.engine.parts import Part
 from adamite.engine.placement import beside
 from adamite.identity import described
-from adamite.numerics import as_array, is_none, unfused, widen
+from adamite.numerics import as_array, cast, is_none, unfused, widen
 from adamite.random_bits import fold
 from adamite.rounding import NAMES, Nearest, Residual8, Residual16, Rounding, Stochastic, nearest
 
@@ -92,7 +92,7 @@ def round_weights(rounding: Any = "stochastic") -> Optimizer:
         if not _short(p):
             return u, residual
         wide = p.astype(jnp.float32)
-        target, new = how.round(how.weights(p, residual) + unfused(u), p.dtype, lambda: bits(key))
+        target, new = how.round(how.weights(p, residual) + unfused(cast(u, jnp.float32)), p.dtype, lambda: bits(key))
         step = target - wide
         if residual is None:
             return step, None

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 from jax.tree_util import KeyPath, keystr
 
 from adamite import checks
+from adamite.numerics import cast
 from adamite.random_bits import Bits
 from adamite.storage.codes import HALF, UE5M3, Code, CubicSigned, CubicUnsigned, random_r
 from adamite.storage.dense import Dense
@@ -113,6 +114,7 @@ class Blockwise:
         """The values in blocks. A NaN or an infinity makes its whole block NaN when decoded, and no other."""
         if jnp.issubdtype(stored.codes.dtype, jnp.inexact):
             return Quantized(Dense(seed=self.seed).encode(x, stored.codes, bits), stored.scales)
+        x = cast(x, jnp.float32)
         scales = _largest(x, stored.scales.shape[-1])
         empty = scales < jnp.finfo(jnp.float32).smallest_normal
         z = x * _spread(jnp.where(empty, 0.0, 1 / scales), x.shape[-1])
