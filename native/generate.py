@@ -6,8 +6,10 @@ import pathlib
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent / "generator"))
+sys.path.insert(0, str(pathlib.Path(__file__).parent / "src"))
 
-from grid import kernels
+import adamite_native
+from adamite_native.grid import kernels
 from printing import print_kernel, print_table
 
 FILES = 8
@@ -34,7 +36,8 @@ def main() -> None:
         kernel.program.name: {"fixed": {str(k): bits for k, bits in kernel.fixed.items()}, "of": kernel.recipes}
         for kernel in found
     }
-    write(options.folder / "kernels.json", json.dumps(names, indent=1))
+    contents = {"built_with": adamite_native.versions(), "kernels": names}
+    write(options.folder / "kernels.json", json.dumps(contents, indent=1))
     print(f"{len(found)} kernels")
 
 

@@ -1,7 +1,7 @@
 """A program as C++: loops of straight lines over the vectors of a block."""
 
 import numpy as np
-from grid import Kernel
+from adamite_native.grid import Kernel
 from lowering import lower
 from nodes import Node, Nodes
 from phases import Loop, Schedule, schedule

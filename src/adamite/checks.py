@@ -13,9 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
-from adamite.numerics import as_array, wide_dtype
+from adamite.numerics import as_array, is_traced, wide_dtype
 
 
 class RefusedError(ValueError):
@@ -219,7 +218,7 @@ def _number(name: str, value: Any, must: str, allowed: Callable[[float], bool]) 
         raise TypeError(f"{name} must be a number or an array of shape (), got {_describe(value)}")
     if value.shape != ():
         raise ValueError(f"{name} must be a number or an array of shape (), got shape {value.shape}")
-    if not isinstance(value, Tracer) and not allowed(float(value)):
+    if not is_traced(value) and not allowed(float(value)):
         hint = " (it was rounded to that dtype before it came here)" if value.dtype.itemsize < 4 else ""
         raise ValueError(f"{name} must {must}, got {float(value)} of dtype {value.dtype.name}{hint}")
     return jnp.asarray(value, wide_dtype(value.dtype))

@@ -28,7 +28,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.core import Tracer
 
 from adamite import checks
 from adamite.engine.optimizer import Optimizer, as_optimizer, optimizer
@@ -36,7 +35,7 @@ from adamite.engine.ownership import owned
 from adamite.engine.placement import settle
 from adamite.engine.skipping import all_finite, no_updates, step_if
 from adamite.identity import described
-from adamite.numerics import abs_sq, as_array, is_none, over_devices, widen
+from adamite.numerics import abs_sq, as_array, is_none, is_traced, over_devices, widen
 
 
 class Norms(NamedTuple):
@@ -174,7 +173,7 @@ def _guard(tx: Any, spikes: tuple[int, Any] | None, max_consecutive: Any, axis_n
         do = functools.partial(inner.update, updates, state.inner, params, **extra_args)
         tried = do()
         good, after = judged(updates, state, tried[0], tried[1])
-        again = do if isinstance(good, Tracer) else lambda: tried
+        again = do if is_traced(good) else lambda: tried
         new, kept = step_if(good, again, lambda: (no_updates(updates, tried[0]), state.inner), seldom_left_out=True)
         return new, after._replace(inner=kept)
 

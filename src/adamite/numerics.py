@@ -13,11 +13,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 
 def is_none(x: Any) -> bool:
     """True for None; as `is_leaf` it lets an absent gradient keep its place in a tree."""
     return x is None
+
+
+def is_traced(x: Any) -> bool:
+    """True for an array inside of jit, vmap, grad and the like, whose numbers are not known yet."""
+    return isinstance(x, Tracer)
 
 
 @functools.cache

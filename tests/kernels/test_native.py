@@ -311,7 +311,7 @@ def test_what_has_no_kernel_says_why():
 
 
 def call(arguments, shapes, **attributes):
-    native._register()
+    assert native._refused() == ""
     name = next(iter(k for k, v in library.kernels().items() if any(_is_plain(of) for of in v["of"])))
     given = dict(
         kernels=name, kernel=np.zeros(1, np.int64), number=np.zeros(1, np.int64), rows=np.ones(1, np.int64),

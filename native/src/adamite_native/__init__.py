@@ -13,17 +13,46 @@ __version__ = "0.1.0"
 _HERE = pathlib.Path(__file__).parent
 
 
-@functools.cache
 def kernels() -> dict[str, dict[str, Any]]:
     """What each kernel is, by the name of its program.
 
     ``fixed`` are the operands that are compiled in, by their place, as the bits of a float32; ``of`` says in words
     which steps it does.
     """
-    return json.loads((_HERE / "kernels.json").read_text())
+    return _contents()["kernels"]
+
+
+def built_with() -> dict[str, str]:
+    """The versions of what the kernels were generated from."""
+    return _contents()["built_with"]
+
+
+def versions() -> dict[str, str]:
+    """The versions of the same packages, as they are here."""
+    import adamite
+
+    return {"adamite": adamite.__version__, "jax": jax.__version__}
+
+
+def step_of(name: str, weights: str, gradients: str) -> Any:
+    """The kind of step whose program has this name, as JAX traces it now; None: no kernel is generated for it.
+
+    Args:
+        name: of a program.
+        weights: the dtype of the weights.
+        gradients: that of the gradients.
+    """
+    from adamite_native import grid
+
+    return grid.step_of(name, weights, gradients)
 
 
 @functools.cache
 def handler() -> Any:
     """The XLA custom call, for `jax.ffi.register_ffi_target`."""
     return jax.ffi.pycapsule(ctypes.cdll.LoadLibrary(str(_HERE / "_native.so")).AdamiteStep)
+
+
+@functools.cache
+def _contents() -> dict[str, Any]:
+    return json.loads((_HERE / "kernels.json").read_text())

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.core import Tracer
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from adamite import checks, kernels
@@ -22,7 +21,7 @@ from adamite.engine.placement import settle
 from adamite.engine.products import round_products
 from adamite.engine.slices import cut, sweep
 from adamite.kernels import Fused, Leaf
-from adamite.numerics import as_array, cast, is_none, wide_dtype, widen
+from adamite.numerics import as_array, cast, is_none, is_traced, wide_dtype, widen
 from adamite.random_bits import element_index, fold, random_bits
 
 SLICED = 2**12
@@ -178,7 +177,7 @@ def _first_turn(scalars: Any) -> jax.Array:
 
 
 def _traced(tree: Any) -> bool:
-    return any(isinstance(x, Tracer) for x in jax.tree.leaves(tree))
+    return any(is_traced(x) for x in jax.tree.leaves(tree))
 
 
 def _closes_over_arrays(value: Any, seen: set[int] | None = None) -> bool:
@@ -203,4 +202,4 @@ def _closes_over_arrays(value: Any, seen: set[int] | None = None) -> bool:
 def _worth_tracing_once(leaves: list[Any]) -> bool:
     """Whether a jitted step, which is traced once a shape, spares tracing: where a shape recurs under jit."""
     leaves = [g for g in leaves if g is not None]
-    return any(isinstance(g, Tracer) for g in leaves) and len({jnp.shape(g) for g in leaves}) < len(leaves)
+    return any(is_traced(g) for g in leaves) and len({jnp.shape(g) for g in leaves}) < len(leaves)

@@ -6,8 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, Sharding
+
+from adamite.numerics import is_traced
 
 
 def beside(leaf: Any, stored: Any) -> Any:
@@ -22,7 +23,7 @@ def beside(leaf: Any, stored: Any) -> Any:
 
 
 def _tied(leaf: Any, x: jax.Array) -> jax.Array:
-    if not isinstance(leaf, Tracer):
+    if not is_traced(leaf):
         return x if x.shape == leaf.shape else _placed(leaf, x)
     if x.ndim != leaf.ndim or not leaf.size:
         return x
@@ -58,7 +59,7 @@ def _of_shape(leaf: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return leaf
 
 
-def _explicit(leaf: Tracer) -> Any:
+def _explicit(leaf: Any) -> Any:
     """The leaf's sharding, if it is part of its type."""
     sharding = jax.typeof(leaf).sharding
     return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
@@ -86,7 +87,7 @@ def settle(state: Any, params: Any) -> Any:
         return state
 
     def place(x: Any) -> Any:
-        concrete = isinstance(x, jax.Array) and not isinstance(x, Tracer)
+        concrete = isinstance(x, jax.Array) and not is_traced(x)
         return jax.device_put(x, home) if concrete and not x.committed else x
 
     return jax.tree.map(place, state)
@@ -95,7 +96,7 @@ def settle(state: Any, params: Any) -> Any:
 def _home(params: Any) -> Sharding | None:
     """Where an array that all of `params` need belongs; None if they are not tied to any device."""
     for p in jax.tree.leaves(params):
-        if isinstance(p, jax.Array) and not isinstance(p, Tracer) and p.committed:
+        if isinstance(p, jax.Array) and not is_traced(p) and p.committed:
             if isinstance(p.sharding, NamedSharding):
                 return NamedSharding(p.sharding.mesh, PartitionSpec())
             return p.sharding if p.sharding.num_devices == 1 else None

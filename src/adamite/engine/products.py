@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.extend.core import Jaxpr, Literal
 
 from adamite.numerics import unfused
 
@@ -32,16 +31,19 @@ def round_products(step: Callable[..., Any]) -> Callable[..., Any]:
     return rounded
 
 
-def _run(jaxpr: Jaxpr, consts: Any, arguments: Any) -> list[Any]:
+def _run(jaxpr: Any, consts: Any, arguments: Any) -> list[Any]:
     values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *arguments), strict=True))
     products = {out for eqn in jaxpr.eqns if eqn.primitive.name in PRODUCTS for out in eqn.outvars}
 
+    def is_literal(x: Any) -> bool:
+        return hasattr(x, "val")
+
     def value(x: Any) -> Any:
-        return x.val if isinstance(x, Literal) else values[x]
+        return x.val if is_literal(x) else values[x]
 
     for eqn in jaxpr.eqns:
         operands = [value(x) for x in eqn.invars]
-        if eqn.primitive.name in SUMS and all(not isinstance(x, Literal) and x in products for x in eqn.invars):
+        if eqn.primitive.name in SUMS and all(not is_literal(x) and x in products for x in eqn.invars):
             operands[0] = unfused(operands[0])
         out = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
         values |= zip(eqn.outvars, out if eqn.primitive.multiple_results else [out], strict=True)

@@ -12,9 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.core import Tracer
 
-from adamite.numerics import as_array, is_none, over_devices
+from adamite.numerics import as_array, is_none, is_traced, over_devices
 
 Step = Callable[[], tuple[Any, optax.OptState]]
 
@@ -42,7 +41,7 @@ def step_if(wanted: jax.Array, take: Step, leave: Step, *, seldom_left_out: bool
         leave: the like, with the state before.
         seldom_left_out: the step may be taken first and undone, where that is cheaper.
     """
-    if not isinstance(wanted, Tracer):
+    if not is_traced(wanted):
         return take() if wanted else leave()
     branch, undo = (functools.partial(way, wanted, take, leave) for way in (branched, undone))
     return jax.lax.platform_dependent(tpu=undo, default=branch) if seldom_left_out else branch()

@@ -16,12 +16,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jax.core import Tracer
 from jax.sharding import AxisType
 
 from adamite.kernels import sharded
 from adamite.kernels.leaf import Fused, Leaf, split
 from adamite.kernels.library import library
+from adamite.numerics import is_traced
 from adamite.random_bits import element_index
 
 ENGINES = ("auto", "xla", "pallas", "native")
@@ -151,7 +151,7 @@ def _elsewhere(asked: str, fused: Fused, leaf: Leaf) -> str:
     if sharded.sharding_of(leaf.p):
         return "it is on several devices" if asked == "native" else sharded.why_not(fused, leaf)
     for x in jax.tree.leaves((leaf.g, leaf.p, leaf.stored)):
-        if not isinstance(x, Tracer):
+        if not is_traced(x):
             if isinstance(x, jax.Array) and len(x.sharding.device_set) > 1:
                 return "it is on several devices"
         elif jax.device_count() > 1 and not _known(jax.typeof(x).sharding.mesh):

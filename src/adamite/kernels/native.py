@@ -5,6 +5,7 @@ for the aliases of one call grows with the square of their number.
 """
 
 import functools
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,8 @@ SPARE = 1024
 """Operands that no kernel reads. XLA runs a program of less than 1,000 operations, and a custom call is none, on the
 thread of its caller, who then has to wait; to number these is enough of them."""
 
+REINSTALL = "To build it anew: pip install --force-reinstall --no-cache-dir adamite-native"
+
 DTYPES = tuple(map(jnp.dtype, (jnp.float32, jnp.bfloat16, jnp.int8, jnp.uint8, jnp.int16)))
 
 
@@ -35,16 +38,20 @@ def why_not(fused: Fused, scalars: Any, leaf: Leaf) -> str:
         return "adamite-native is not installed"
     if reason := unserved(fused, leaf, DTYPES):
         return reason
+    if reason := _refused():
+        return reason
     try:
         its = program(fused, scalars, leaf)
     except UnsupportedError as error:
         return str(error)
-    return "" if _has(its) else "no kernel of adamite-native does this step"
+    if _has(its):
+        return ""
+    _warn_if_missing(its.name, leaf.p.dtype.name, leaf.g.dtype.name)
+    return "no kernel of adamite-native does this step"
 
 
 def run(fused: Fused, scalars: Any, leaves: Sequence[Leaf]) -> list[tuple[jax.Array, Any]]:
     """The new weights and what the state holds of each leaf; `why_not` must have said nothing for any of them."""
-    _register()
     programs = [program(fused, scalars, leaf) for leaf in leaves]
     operands = {id(its): _operands(its, scalars) for its in programs}
     results: list[tuple[jax.Array, Any]] = []
@@ -118,6 +125,30 @@ def _has(its: Program) -> bool:
 
 
 @functools.cache
-def _register() -> None:
+def _refused() -> str:
+    """Why JAX does not take the library; "" if it has taken it. A library may be older than JAX, but not newer."""
     found: Any = library()
-    jax.ffi.register_ffi_target(TARGET, found.handler(), platform="cpu")
+    try:
+        jax.ffi.register_ffi_target(TARGET, found.handler(), platform="cpu")
+    except jax.errors.JaxRuntimeError:
+        built, here = found.built_with(), found.versions()
+        reason = f"adamite-native was built with jax {built['jax']}, which is too new for jax {here['jax']}"
+        warnings.warn(f"{reason}: XLA takes its steps. {REINSTALL}", stacklevel=2)
+        return reason
+    return ""
+
+
+@functools.cache
+def _warn_if_missing(name: str, weights: str, gradients: str) -> None:
+    """Warn once of a kernel that the library would have, had it been generated with the versions that are here."""
+    found: Any = library()
+    built, here = found.built_with(), found.versions()
+    if built == here:
+        return
+    if step := found.step_of(name, weights, gradients):
+        theirs, ours = (" and ".join(f"{k} {v}" for k, v in versions.items()) for versions in (built, here))
+        warnings.warn(
+            f"adamite-native has no kernel for this step ({step}): it was built with {theirs}, and here are {ours}. "
+            f"XLA takes the step. {REINSTALL}",
+            stacklevel=2,
+        )

@@ -10,10 +10,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from adamite.kernels.leaf import Fused, Leaf, Place, kind, split
+from adamite.numerics import is_traced
 from adamite.random_bits import row_major
 
 Run = Callable[[Fused, Any, Sequence[Leaf]], list[tuple[jax.Array, Any]]]
@@ -21,10 +21,10 @@ Run = Callable[[Fused, Any, Sequence[Leaf]], list[tuple[jax.Array, Any]]]
 
 def sharding_of(x: Any) -> Any:
     """The NamedSharding of an array, where its type or the array itself shows one of several devices; else None."""
-    own = jax.typeof(x).sharding if isinstance(x, Tracer) else getattr(x, "sharding", None)
+    own = jax.typeof(x).sharding if is_traced(x) else getattr(x, "sharding", None)
     if not isinstance(own, NamedSharding) or AxisType.Manual in own.mesh.axis_types:
         return None
-    if isinstance(x, Tracer) and AxisType.Auto in own.mesh.axis_types:  # jit does not say how it is cut
+    if is_traced(x) and AxisType.Auto in own.mesh.axis_types:  # jit does not say how it is cut
         return None
     return own if math.prod(own.mesh.shape.values()) > 1 else None
 

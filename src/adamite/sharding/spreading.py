@@ -18,7 +18,6 @@ from typing import Any
 
 import jax
 import optax
-from jax.core import Tracer
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import keystr, tree_leaves_with_path
 
@@ -27,7 +26,7 @@ from adamite.engine.leafwise import Leafwise
 from adamite.engine.matching import counterparts, shape_of
 from adamite.engine.optimizer import as_optimizer
 from adamite.identity import described
-from adamite.numerics import is_none
+from adamite.numerics import is_none, is_traced
 from adamite.sharding.layout import Spread, of_params, of_state, with_axes
 
 
@@ -154,7 +153,7 @@ def _told(step: Callable[..., Any], mesh: Any, shardings: Sequence[NamedSharding
 
     def told(*trees: Any, **extra_args: Any) -> Any:
         arrays, form = jax.tree.flatten(trees)
-        if not any(isinstance(x, Tracer) for x in arrays):
+        if not any(is_traced(x) for x in arrays):
             return step(*trees, **extra_args)
         on_explicit_axes = jax.sharding.explicit_axes(
             lambda *arrays: step(*form.unflatten(arrays), **extra_args),
@@ -182,7 +181,7 @@ def _axes(mesh: Any, axis: Any) -> tuple[str, ...]:
 def _on(mesh: Any, path: str, leaf: Any, given: Any) -> NamedSharding:
     """The parameter's sharding over the mesh."""
     shown: Any = getattr(leaf, "sharding", None)
-    if isinstance(leaf, Tracer):
+    if is_traced(leaf):
         shown = jax.typeof(leaf).sharding
         if AxisType.Manual in shown.mesh.axis_types:
             raise ValueError(f"{path} is one device's own, inside of shard_map or pmap: zero1 is for jit")
@@ -228,7 +227,7 @@ def _lay(arrays: Sequence[Any], shardings: Sequence[Any]) -> list[Any]:
     def lay(x: Any, sharding: Any) -> Any:
         if x is None or sharding is None:
             return x
-        if not isinstance(x, Tracer):
+        if not is_traced(x):
             return jax.device_put(x, sharding)
         explicit = AxisType.Explicit in sharding.mesh.axis_types
         return (jax.sharding.reshard if explicit else jax.lax.with_sharding_constraint)(x, sharding)

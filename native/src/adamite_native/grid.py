@@ -1,9 +1,9 @@
 """Which steps have kernels: rules x moments x weights."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -79,31 +79,59 @@ WEIGHTS = (
 """Dtypes of weights and gradients, and the rounding."""
 
 
+class Step(NamedTuple):
+    """A kind of step that has a kernel."""
+
+    recipe: str
+    moments: str
+    weights: str
+    gradients: str
+    rounding: str | None
+
+    def __str__(self) -> str:
+        return (
+            f"{self.recipe}, {self.moments} moments, {self.weights} weights, {self.gradients} gradients, "
+            f"rounding {self.rounding}"
+        )
+
+    def program(self, variation: int = 0) -> Program:
+        """Its program, with one of two settings of its numbers."""
+        tx = RECIPES[self.recipe](variation, moments=self.moments, rounding=self.rounding)
+        params, updates = {"leaf": jnp.zeros(SHAPE, self.weights)}, {"leaf": jnp.zeros(SHAPE, self.gradients)}
+        scalars, (stored,) = tx.part.begin(updates, tx.init(params), params)
+        leaf = Leaf(0, updates["leaf"], params["leaf"], stored, jnp.dtype(self.gradients))
+        return program(Pass(tx.part).fused, scalars, leaf)
+
+
+def steps() -> list[Step]:
+    """All kinds."""
+    return [Step(recipe, moments, *how) for recipe in RECIPES for moments in MOMENTS for how in WEIGHTS]
+
+
 def kernels(only: str = "") -> list[Kernel]:
-    """All of them, each program once."""
+    """All of them, each program once; of one recipe alone if it is named."""
     found: dict[str, Kernel] = {}
-    for name, make in RECIPES.items():
-        if only and name != only:
+    for step in steps():
+        if only and step.recipe != only:
             continue
-        for moments in MOMENTS:
-            for weights, gradients, rounding in WEIGHTS:
-                options = {"moments": moments, "rounding": rounding}
-                leaf = jnp.zeros(SHAPE, weights), jnp.zeros(SHAPE, gradients)
-                first, second = (_program(make(variation, **options), *leaf) for variation in (0, 1))
-                label = f"{name}, {moments} moments, {weights} weights, {gradients} gradients, rounding {rounding}"
-                if first.name != second.name:
-                    raise ValueError(f"{label}: its numbers change its program")
-                if first.name in found:
-                    found[first.name].recipes.append(label)
-                else:
-                    found[first.name] = Kernel(first, dict(_fixed(first, second)), [label])
+        first, second = step.program(0), step.program(1)
+        if first.name != second.name:
+            raise ValueError(f"{step}: its numbers change its program")
+        if first.name in found:
+            found[first.name].recipes.append(str(step))
+        else:
+            found[first.name] = Kernel(first, dict(_fixed(first, second)), [str(step)])
     return list(found.values())
 
 
-def _program(tx: Any, p: jax.Array, g: jax.Array) -> Program:
-    params, updates = {"leaf": p}, {"leaf": g}
-    scalars, (stored,) = tx.part.begin(updates, tx.init(params), params)
-    return program(Pass(tx.part).fused, scalars, Leaf(0, g, p, stored, g.dtype))
+def step_of(name: str, weights: str, gradients: str) -> Step | None:
+    """The kind of step whose program has this name, as JAX traces it now; None: it is none of the grid."""
+    return _by_name(weights, gradients).get(name)
+
+
+@functools.cache
+def _by_name(weights: str, gradients: str) -> dict[str, Step]:
+    return {step.program().name: step for step in steps() if (step.weights, step.gradients) == (weights, gradients)}
 
 
 def _fixed(first: Program, second: Program) -> Iterator[tuple[int, int]]:
