@@ -17,6 +17,8 @@ from adamite.sharding import zero1
 from bits import assert_same_bits, types
 from compilation import compiled
 
+pytestmark = pytest.mark.few(1)
+
 SHAPES = {"w": (16, 256), "b": (5,), "s": ()}
 
 
@@ -111,6 +113,7 @@ def test_spikes_of_the_mean():
     assert (state.inner.skipped, state.dropped) == (1, 0)
 
 
+@pytest.mark.more
 def test_low_precision_weights_take_the_mean_in_float32():
     tx = accumulate(adamite.adamw(1e-3, moments="int8", rounding="residual8"), 2)
     params = values(0, jnp.bfloat16)

@@ -16,6 +16,8 @@ from flax.training.train_state import TrainState
 import adamite
 from bits import assert_same_bits
 
+pytestmark = pytest.mark.few(2)
+
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.standard_normal((64, 5)), jnp.float32)
 Y = jnp.sin(X @ jnp.arange(5.0))[:, None]
@@ -80,6 +82,7 @@ def test_optax_wrappers_give_the_bits_of_optax(pipeline, recipe):
     assert_same_bits(ours, theirs)
 
 
+@pytest.mark.more
 def test_lookahead():
     def run(library):
         tx = optax.lookahead(library.adam(1e-2), sync_period=3, slow_step_size=0.5)

@@ -14,6 +14,8 @@ import adamite
 from bits import assert_same_bits, types
 from specs import SPECS
 
+pytestmark = pytest.mark.few(5)
+
 each = pytest.mark.parametrize("spec", SPECS, ids=str)
 each_twin = pytest.mark.parametrize("spec", [spec for spec in SPECS if spec.twin], ids=str)
 

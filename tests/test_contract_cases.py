@@ -19,6 +19,8 @@ import adamite
 from adamite.storage import Blockwise
 from bits import bits
 
+pytestmark = pytest.mark.more
+
 SHAPES = {
     "matrix": ((2, 3), jnp.float32),
     "short": ((5,), jnp.bfloat16),

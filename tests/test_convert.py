@@ -23,6 +23,8 @@ from adamite.storage import Blockwise, Dense, Quantized
 from bits import assert_same_bits
 from reference.codes import cubic_signed, cubic_unsigned, nearest
 
+pytestmark = pytest.mark.few(1)
+
 BFLOAT16 = jnp.dtype(jnp.bfloat16)
 
 

@@ -15,6 +15,8 @@ import adamite
 from bits import assert_same_bits
 from compilation import compiled
 
+pytestmark = pytest.mark.few(2)
+
 AXES = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}
 SPECS = {"replicated": P(), "rows": P("data", None), "columns": P(None, "model"), "both": P("data", "model")}
 SCHEDULE = optax.cosine_decay_schedule(1e-2, 100)

@@ -10,6 +10,8 @@ import adamite
 from compilation import compiled
 from specs import SPECS
 
+pytestmark = pytest.mark.few(8)
+
 WRAPPED = {
     "chain with optax's parts": lambda: adamite.chain(optax.clip_by_global_norm(1.0), adamite.adamw(1e-2)),
     "int8, residual8": lambda: adamite.adamw(1e-2, moments="int8", rounding="residual8"),

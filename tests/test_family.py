@@ -16,6 +16,8 @@ from bits import assert_same_bits
 from compilation import compiled
 from specs import SPECS
 
+pytestmark = pytest.mark.few(2)
+
 RECIPES = {spec.make.__name__: spec.make for spec in SPECS if spec.full and spec.make.__module__.startswith("adamite")}
 REFUSED = {
     "learning_rate": -1.0,
@@ -157,6 +159,7 @@ def test_cautious_chains_into_an_optimizer():
         adamite.cautious("adam")
 
 
+@pytest.mark.more
 def test_a_run_is_reproducible():
     for make in RECIPES.values():
         runs = [jax.jit(make(0.1).update)(GRADS, make(0.1).init(PARAMS), PARAMS) for _ in range(2)]

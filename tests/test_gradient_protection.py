@@ -42,6 +42,7 @@ def test_meta_gradient_is_nan_without_eps_root():
     assert jnp.isfinite(meta[:2]).all()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("recipe", [adamite.adam, adamite.adamw, adamite.nadam])
 def test_meta_gradients_are_the_finite_differences(recipe):
     with jax.enable_x64(True):

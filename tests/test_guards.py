@@ -20,6 +20,8 @@ from adamite.sharding import zero1
 from bits import assert_same_bits, types
 from compilation import compiled
 
+pytestmark = pytest.mark.few(2)
+
 SHAPES = {"w": (32, 256), "b": (5,), "s": ()}
 STEPS = 4
 
@@ -221,6 +223,7 @@ class TestSpikes:
         chex.assert_tree_all_finite(state)
 
 
+@pytest.mark.more
 def test_eager_is_jitted():
     tx, params = skip_spikes(adamite.adam(0.1, moments="int8"), window=2), values(0)
     gradients = [values(1), values(2), jax.tree.map(lambda g: g * jnp.nan, values(3)), values(4)]
@@ -230,6 +233,7 @@ def test_eager_is_jitted():
     assert types(eager) == types(jitted)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("guard", "storage"),
     [
@@ -337,6 +341,7 @@ class TestDevices:
             pytest.param("nonfinite", "float32", AxisType.Auto, marks=pytest.mark.slow),
         ],
     )
+    @pytest.mark.more
     def test_spread_by_zero1_as_on_one_device(self, guard, storage, kind):
         dtype, choice = STORAGES[storage]
         mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))

@@ -13,6 +13,8 @@ from adamite.storage import Blockwise
 from bits import assert_same_bits, trajectory, types
 from specs import SPECS
 
+pytestmark = pytest.mark.few(1)
+
 MOMENTS = {"bfloat16": "bfloat16", "int8": "int8", "float8": ("int8", "float8"), "half": ("bfloat16", "int8")}
 WHOLE_LEAF = {"stable_adamw", "adam_mini"}
 each = pytest.mark.parametrize("spec", [spec for spec in SPECS if spec.name not in WHOLE_LEAF], ids=str)
@@ -81,6 +83,7 @@ def test_close_to_float32(spec, moments):
 SLOW_SHAPES = [pytest.param(shape, marks=pytest.mark.slow) for shape in [(5000,), (7, 3, 512), (256, 40), (1, 70_000)]]
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("shape", [(40, 300), (37, 1, 256), *SLOW_SHAPES])
 @pytest.mark.parametrize("devices", [1, pytest.param(8, marks=pytest.mark.slow)])
 def test_slices_give_the_bits_of_the_whole(shape, devices, monkeypatch):
@@ -137,6 +140,7 @@ def test_inside_optax_wrappers(wrap):
     assert params["large"].dtype == jnp.bfloat16
 
 
+@pytest.mark.more
 def test_under_vmap_members_are_as_alone():
     """They share their random bits."""
     tx = adamite.adamw(1e-3, moments="int8", rounding="residual8")
@@ -149,6 +153,7 @@ def test_under_vmap_members_are_as_alone():
         assert_same_bits(landed["large"], optax.apply_updates(member, alone)["large"])
 
 
+@pytest.mark.more
 def test_one_line_makes_a_flax_loop_lean():
     """`adamite.adamw(3e-4, moments="int8", rounding="residual8")` where `optax.adamw(3e-4)` stood."""
 

@@ -15,6 +15,8 @@ from adamite.engine import slices
 from bits import assert_same_bits
 from compilation import compiled
 
+pytestmark = pytest.mark.few(1)
+
 MESHES = {1: (1, 1), 2: (2, 1), 4: (2, 2), 8: (4, 2)}
 SPECS = {
     "replicated": {"w": P(), "b": P()},
@@ -105,6 +107,7 @@ def test_explicit_meshes(spec, alone):
     check("int8, residual8", alone, jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2), spec)
 
 
+@pytest.mark.more
 def test_replicas_under_pmap_round_alike(alone):
     """Each replica takes the same random bits: they stay replicas."""
     make, dtype = OPTIMIZERS["int8, residual8"]

@@ -13,6 +13,8 @@ import reference.adam
 from adamite.rounding import Residual8
 from adamite.storage import Blockwise
 
+pytestmark = pytest.mark.more
+
 SHAPE = (4, 256)
 RNG = np.random.default_rng(0)
 START = np.asarray(jnp.asarray(RNG.standard_normal(SHAPE), jnp.bfloat16), np.float64)

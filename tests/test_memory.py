@@ -17,6 +17,8 @@ from adamite.__main__ import main
 from adamite.memory import CHOSEN, SMALL
 from adamite.planning import decoder, layouts, sent
 
+pytestmark = pytest.mark.few(3)
+
 D = 768
 BLOCK = [(D,), (D,), (D, 3 * D), (3 * D,), (D, D), (D,), (D,), (D,), (D, 4 * D), (4 * D,), (4 * D, D), (D,)]
 GPT2 = [(50257, D), (1024, D), *BLOCK * 12, (D,), (D,)]
@@ -178,6 +180,7 @@ def test_a_step_of_gpt2_small_makes_little_beside(moments, rounding):
     assert temporaries(adamite.adamw(1e-3, moments=moments, rounding=rounding), params) <= 1.5
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("moments", "rounding"), [("int8", "residual8"), ("int8", "stochastic"), ("bfloat16", "residual16")]
 )

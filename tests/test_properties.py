@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -58,6 +59,7 @@ def gradients_like(params):
     return jax.tree.map(lambda p: (p * 0.5 + 0.25).astype(p.dtype), params)
 
 
+@pytest.mark.more
 @of_trees
 @given(trees(leaves()), st.booleans())
 def test_structure_shapes_and_dtypes_hold(params, nesterov):
@@ -83,6 +85,7 @@ def test_float32_trees_are_optax(params):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-30)  # eager: optax jits 1 - b^t, which rounds differently
 
 
+@pytest.mark.more
 @of_trees
 @given(trees(leaves()))
 def test_zero_gradients_move_nothing(params):
@@ -91,6 +94,7 @@ def test_zero_gradients_move_nothing(params):
     assert all((x == 0).all() for x in jax.tree.leaves(updates))
 
 
+@pytest.mark.more
 @of_trees
 @given(trees(leaves(dtypes=[jnp.float32])), st.floats(1e-3, 1e3))
 def test_the_direction_does_not_depend_on_the_gradients_size(params, scale):

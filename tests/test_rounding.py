@@ -18,6 +18,8 @@ from adamite.random_bits import element_index, fold, random_bits
 from adamite.rounding import Nearest, Residual8, Residual16, Stochastic, nearest, spacing
 from bits import assert_same_bits
 
+pytestmark = pytest.mark.few(2)
+
 DTYPES = [jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)]
 RESIDUALS = [
     (Residual8(), DTYPES[0]),
@@ -274,6 +276,7 @@ RECIPES = {
 SLOW = [pytest.param(recipe, marks=pytest.mark.slow) for recipe in ("adam", "momentum", "lion")]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("recipe", ["adamw, schedule", "int8", *SLOW])
 def test_residual16_is_the_float32_weight_for_a_thousand_steps(recipe):
     gradients = gradients_of(1000, jnp.float32)
@@ -329,6 +332,7 @@ def test_nearest_is_what_apply_updates_does_but_for_the_update_in_float32():
     assert_same_bits(optax.apply_updates(params, updates), (params.astype(jnp.float32) + u).astype(jnp.bfloat16))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("how", [Stochastic, Residual8])
 def test_seeds_give_other_bits(how):
     def after(seed):

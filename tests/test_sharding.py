@@ -17,6 +17,8 @@ from adamite.sharding import offload, state_shardings, zero1
 from bits import assert_same_bits
 from compilation import compiled
 
+pytestmark = pytest.mark.few(1)
+
 TYPES = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}
 SHAPES = {"w": (64, 512), "v": (2, 512), "b": (512,), "odd": (3, 5), "scalar": ()}
 SPECS = {
@@ -216,6 +218,7 @@ def test_what_is_left_out_stays_out():
     assert_sharded(after.inner_state[0].mu["w"], NamedSharding(mesh, P("data")))
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("spread", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("types", TYPES)
 def test_offloaded_state_is_the_hosts_between_steps_and_gives_the_same_bits(types, spread):

@@ -18,6 +18,8 @@ from bits import assert_same_bits, types
 from kernels.cases import QUICKLY, assert_close
 from specs import SPECS
 
+pytestmark = pytest.mark.few(2)
+
 each = pytest.mark.parametrize("spec", SPECS, ids=str)
 SHAPES = {"w": (16, 300), "b": (3,), "s": ()}
 
@@ -58,6 +60,7 @@ def test_a_step_is_an_update_and_a_sum(spec):
     agree(spec.build())
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("rounding", [None, "nearest", "stochastic", "residual8", "residual16"])
 @pytest.mark.parametrize("moments", [pytest.param("float32", marks=pytest.mark.slow), "int8"])
 def test_with_storages_and_roundings(moments, rounding):
@@ -97,6 +100,7 @@ def test_around_a_kernel(around):
     assert {choice.engine for choice in choices} == {"pallas"}
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("engine", ["xla", "pallas"])
 def test_a_bad_step_changes_no_bit_of_weights_and_moments(engine):
     tx, params = adamite.skip_nonfinite(adamite.adamw(1e-2, moments="int8")), tree()
@@ -155,6 +159,7 @@ def mesh(explicit):
     return jax.make_mesh((4,), ("data",), axis_types=(kind,), devices=jax.devices()[:4])
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("engine", ["auto", "pallas"])
 @pytest.mark.parametrize("explicit", [False, True], ids=["Auto", "Explicit"])
 def test_on_a_mesh_results_and_places_are_those_of_one_device(explicit, engine):

@@ -18,6 +18,8 @@ from adamite.sharding import zero1
 from bits import assert_same_bits, types
 from compilation import compiled
 
+pytestmark = pytest.mark.few(1)
+
 SHAPES = {"w": (16, 256), "b": (5,), "s": ()}
 
 
@@ -150,6 +152,7 @@ def test_counts_and_injected_numbers_without_telemetry():
     assert (told["dropped"], told["skipped"], told["gave_up"], told["learning_rate"]) == (0, 0, False, 0.5)
 
 
+@pytest.mark.more
 def test_one_program_scanned_and_donated():
     tx, params = with_telemetry(adamite.adamw(optax.linear_schedule(1e-2, 1e-3, 10), moments="int8")), values(0)
     step = jax.jit(lambda g, state, params: tx.update(g, state, params), donate_argnums=1)

@@ -13,6 +13,8 @@ from adamite import rounding
 from bits import assert_same_bits, trajectory
 from specs import SPECS
 
+pytestmark = pytest.mark.few(2)
+
 SHAPE = (16, 256)
 FULL = [spec for spec in SPECS if spec.full]
 DRIFTS = ("radam",)  # optax's rectification is a float64 there, and so is what it multiplies

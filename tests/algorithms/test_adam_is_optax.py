@@ -11,6 +11,8 @@ import pytest
 import adamite
 from bits import assert_same_bits, trajectory
 
+pytestmark = pytest.mark.few(10)
+
 STEPS = 200
 SHAPES = {"kernel": (17, 5), "bias": (5,), "scale": ()}
 

@@ -14,6 +14,8 @@ import pytest
 from bits import assert_same_bits, trajectory
 from specs import SPECS, halved
 
+pytestmark = pytest.mark.few(8)
+
 STEPS = 100
 SHAPES = {"kernel": (17, 5), "bias": (5,), "scale": ()}
 RNG = np.random.default_rng(2)

@@ -15,6 +15,8 @@ import pytest
 from naming import named
 from specs import SPECS, Spec, halved
 
+pytestmark = pytest.mark.few(6)
+
 STEPS, SIZE = 1000, 24
 RNG = np.random.default_rng(0)
 THETA = RNG.standard_normal(SIZE).astype(np.float32).astype(np.float64)  # exact in float32, too

@@ -25,9 +25,12 @@ PARAMS = {
 }
 STEPS = (10, 20)
 # When one array cannot be read, Orbax drops the coroutines that read the others: `forget` collects them.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine .* was never awaited:RuntimeWarning"
-)
+pytestmark = [
+    pytest.mark.few(1),
+    pytest.mark.filterwarnings(
+        "ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine .* was never awaited:RuntimeWarning"
+    ),
+]
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +140,7 @@ def damaged(good, folder, kind, seed):
     return "harmless"
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_no_damage_is_silent(good, tmp_path, kind):
     outcomes = collections.Counter(damaged(good, tmp_path / "copy", kind, seed) for seed in range(DAMAGES[kind][1]))

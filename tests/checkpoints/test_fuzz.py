@@ -21,6 +21,8 @@ from adamite.checkpoint.manifest import Manifest, types_of
 from adamite.checkpoint.settings import settings as settings_of
 from adamite.checks import RefusedError
 
+pytestmark = pytest.mark.more
+
 TX = adamite.rmsprop(1e-3, moments="int8")
 PARAMS = {"w": jnp.ones((16, 256)), "b": jnp.ones(3)}
 LIKE = jax.eval_shape(lambda: (PARAMS, TX.init(PARAMS)))

@@ -163,6 +163,7 @@ def test_fewer_devices_are_refused_unless_meant(tmp_path):
 STORAGES = ["float32", "bfloat16", "int8", ("int8", "float8")]
 
 
+@pytest.mark.more
 @pytest.mark.parametrize(
     "make",
     [

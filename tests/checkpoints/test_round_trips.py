@@ -20,6 +20,8 @@ from adamite.sharding import zero1
 from bits import assert_same_bits
 from specs import SPECS
 
+pytestmark = pytest.mark.few(2)
+
 PARAMS = {"w": jnp.ones((64, 256), jnp.bfloat16), "b": jnp.zeros(3)}
 LEAN = adamite.adamw(1e-2, moments="int8", rounding="residual8")
 
@@ -55,6 +57,7 @@ def test_a_lean_run_goes_on_to_the_same_bits(tmp_path):
     assert_same(found, tree)
 
 
+@pytest.mark.more
 def test_all_optimizers_and_wrappers_in_one_tree(tmp_path):
     params = {"w": jnp.linspace(0.1, 1, 12).reshape(3, 4), "none": None}
     txs = {str(spec): spec.build() for spec in SPECS}

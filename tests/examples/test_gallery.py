@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.more
+
 FOLDER = Path(__file__).parents[2] / "examples"
 SLOW = {"family", "bias_correction", "race", "anatomy", "formats", "gradient_protection"}
 SLOW |= {"optax_pipeline", "equinox_loop", "flax_linen", "plain_jax", "dashboard", "regularization", "pmap_eight"}

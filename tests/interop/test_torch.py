@@ -24,6 +24,7 @@ def far(one, other):
     return max(float((np.abs(a - b) / np.maximum(np.abs(b), 1)).max()) for a, b in pairs)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("run", RUNS)
 def test_a_run_of_torch_goes_on_to_the_same_weights(run):
     params, found = weights(run, 50), state_dict(run)

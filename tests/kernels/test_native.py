@@ -21,6 +21,8 @@ from adamite.engine.leafwise import Pass
 from adamite.kernels import Leaf, native
 from adamite.random_bits import element_index
 
+pytestmark = pytest.mark.few(1)
+
 library = pytest.importorskip("adamite_native", reason="it takes a C++ compiler; .ci/run insists on it")
 
 SHAPES = [(5003,), (2, 2, 3, 5, 97)]
@@ -142,6 +144,7 @@ def test_rules_are_xlas_operations_to_the_bit(name):
     assert_like_xla(RULES[name], FEW)
 
 
+@pytest.mark.more
 def test_unusual_numbers_come_out_as_in_xla():
     tiny = np.float32(1e-40)
     odd = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, tiny, -tiny, 1.2e-38, 3e38, -3e38, 1e-20, 1.0], np.float32)
@@ -154,6 +157,7 @@ def test_unusual_numbers_come_out_as_in_xla():
             assert_same_bits(by_kernels(tx, params, grads, state), by_xla(tx, params, grads, state))
 
 
+@pytest.mark.more
 def test_unusual_numbers_in_blocks_come_out_as_in_xla():
     tx = ADAMW(moments="int8")
     params = [jnp.ones((16, 600))]
@@ -225,6 +229,7 @@ def test_what_is_not_donated_is_not_changed(donated):
         assert_same_bits(by_kernels(tx, params, grads, state)[0], wanted[0])
 
 
+@pytest.mark.more
 def test_many_leaves_under_scan_and_vmap():
     tx = ADAMW()
     shapes = [(n % 50 + 1,) for n in range(150)]
@@ -265,6 +270,7 @@ print(hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(r
 """
 
 
+@pytest.mark.more
 def test_results_do_not_depend_on_threads_or_instructions():
     """The kernels of another instruction set, and one, two or eight threads, give the same bits."""
     found = set()

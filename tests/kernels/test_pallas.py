@@ -11,6 +11,8 @@ from adamite.kernels import tpu
 from kernels.cases import ROUNDINGS, adamw, assert_close, by, compare, tree
 from specs import SPECS
 
+pytestmark = pytest.mark.few(2)
+
 STORAGES = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8", "float8": ("int8", "float8")}
 WHOLE_LEAF = {"stable_adamw", "adam_mini"}
 RULES = [spec for spec in SPECS if spec.full and spec.name not in WHOLE_LEAF and hasattr(spec.build(), "part")]
@@ -49,12 +51,14 @@ SHAPES = {
 }
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("moments", [pytest.param("float32", marks=pytest.mark.slow), "int8"])
 @pytest.mark.parametrize("shapes", [pytest.param(x, marks=[pytest.mark.slow] * x.startswith("more")) for x in SHAPES])
 def test_every_shape(shapes, moments):
     compare(tpu, adamw(moments, "residual8"), SHAPES[shapes], jnp.bfloat16, steps=1)
 
 
+@pytest.mark.more
 def test_random_bits_are_those_of_the_element():
     """Stochastic rounding of weights: the same everywhere, to the bit."""
     tx = adamw("float32", "stochastic")

@@ -11,6 +11,8 @@ from jax.sharding import PartitionSpec as P
 import adamite
 from kernels.cases import adamw, assert_close, by, tree
 
+pytestmark = pytest.mark.few(1)
+
 SPECS = {
     "rows": ((64, 300), P("data")),
     "rows over both": ((64, 300), P(("data", "model"))),

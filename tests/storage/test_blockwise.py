@@ -17,6 +17,8 @@ from adamite.random_bits import element_index, fold, random_bits
 from adamite.storage import Blockwise, Dense
 from reference import codes as reference
 
+pytestmark = pytest.mark.few(2)
+
 MEAN = Blockwise(smallest=1, seed=None)
 ROOT = Blockwise(smallest=1, unsigned=True)
 FLOAT8 = Blockwise(smallest=1, unsigned=True, float8=True)

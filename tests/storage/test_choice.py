@@ -11,6 +11,8 @@ import adamite
 from adamite.storage import Blockwise, Dense, PerBlock, Quantized
 from naming import named
 
+pytestmark = pytest.mark.few(4)
+
 PARAMS = {"large": jnp.ones((8, 640)), "small": {"bias": jnp.ones(3)}}
 BFLOAT16 = jnp.dtype(jnp.bfloat16)
 

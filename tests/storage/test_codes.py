@@ -11,6 +11,8 @@ from adamite.random_bits import element_index, fold, random_bits
 from adamite.storage.codes import GUARD, HALF, STEP, UE5M3, CubicSigned, CubicUnsigned, random_r
 from reference import codes as reference
 
+pytestmark = pytest.mark.few(2)
+
 SIGNED, UNSIGNED, FLOAT8 = CubicSigned(), CubicUnsigned(), UE5M3()
 TABLES = {SIGNED: reference.cubic_signed(), UNSIGNED: reference.cubic_unsigned(), FLOAT8: reference.ue5m3()}
 ULP = 2.0**-23
@@ -150,6 +152,7 @@ def test_stochastic_rounding_is_right_on_average(code):
     assert (np.abs(means - z) / gap).max() < 2.5 / np.sqrt(draws) + GUARD / STEP  # r is as fine as that
 
 
+@pytest.mark.few(1)
 @each
 def test_jitted_codes_are_the_eager_ones(code):
     z, codes = all_over(code), all_codes(code)
