@@ -4,6 +4,8 @@ One step is ``update`` and ``apply_updates`` under one jit, parameters and state
 the ratio is the median over pairs of neighbouring runs, so that a change of the machine's speed cancels. Tracing
 (Python) and compiling (XLA) are timed in the same way, with JAX's caches empty. torch's fused Adam runs beside for
 reference, if torch is there (`make parity`).
+
+An eager step is one ``update`` without jit, of two leaves of 4,096 and 64 numbers: there nearly all time is Python's.
 """
 
 import argparse
@@ -138,6 +140,38 @@ def measure(shapes: list[tuple[int, ...]], step_rounds: int, compile_rounds: int
     return result
 
 
+NAMES = (
+    *("adam", "adamw", "nadam", "nadamw", "amsgrad", "adamax", "adamaxw", "radam", "adabelief", "adopt", "ademamix"),
+    *("lamb", "lion", "sgd", "adagrad", "rmsprop"),
+)
+"""The optimizers that both have."""
+
+EAGER_STEPS = 10
+
+
+def eager_steps(tx: optax.GradientTransformation) -> Run:
+    """Some eager steps in a row, after two that are not timed."""
+    params = {"w": jnp.ones((64, 64)), "b": jnp.ones(64)}
+    state = tx.init(params)
+
+    def run() -> None:
+        nonlocal state
+        for _ in range(EAGER_STEPS):
+            state = jax.block_until_ready(tx.update(params, state, params))[1]
+
+    run()
+    return run
+
+
+def measure_eager(name: str, rounds: int) -> dict[str, float]:
+    """Milliseconds of an eager step."""
+    theirs = getattr(optax if hasattr(optax, name) else optax.contrib, name)
+    runs = {"adamite": eager_steps(getattr(adamite, name)(LEARNING_RATE)), "optax": eager_steps(theirs(LEARNING_RATE))}
+    times = in_turns({library: lambda run=run: run for library, run in runs.items()}, rounds)
+    medians = {f"{library} ms": 1e3 * statistics.median(t) / EAGER_STEPS for library, t in times.items()}
+    return medians | {"ratio": ratio(times["adamite"], times["optax"])}
+
+
 def machine() -> dict[str, Any]:
     versions = {name: importlib.metadata.version(name) for name in ("adamite", "jax", "jaxlib", "optax", "numpy")}
     device = jax.devices()[0]
@@ -154,12 +188,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Step, trace and compile time of adamite.adam beside optax.adam.")
     parser.add_argument("--steps", type=int, default=41, help="timed steps of each (default 41)")
     parser.add_argument("--compiles", type=int, default=9, help="timed traces and compilations of each (default 9)")
+    parser.add_argument("--eager", type=int, default=31, help="timed rows of ten eager steps of each (default 31)")
+    parser.add_argument("--only-eager", action="store_true", help="time eager steps alone")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/bench.json"))
     options = parser.parse_args()
     result = {"machine": machine(), "trees": {}}
     print(json.dumps(result["machine"]))
     print(f"{'':26}{'':9}{'adamite':>10}{'optax':>10}{'ratio':>8}{'torch fused':>14}   (medians, ms)")
-    for name, shapes in TREES.items():
+    for name, shapes in () if options.only_eager else TREES.items():
         figures = measure(shapes(), options.steps, options.compiles)
         result["trees"][name] = figures
         for kind in ("step", "trace", "compile"):
@@ -167,6 +203,10 @@ def main() -> None:
             torch = f"{row['torch fused ms']:14.2f}" if "torch fused ms" in row else ""
             numbers = f"{row['adamite ms']:10.2f}{row['optax ms']:10.2f}{row['ratio']:8.3f}"
             print(f"{name if kind == 'step' else '':26}{kind:9}{numbers}{torch}", flush=True)
+    result["eager step"] = {}
+    for name in NAMES:
+        row = result["eager step"][name] = measure_eager(name, options.eager)
+        print(f"{name:26}{'eager':9}{row['adamite ms']:10.2f}{row['optax ms']:10.2f}{row['ratio']:8.3f}", flush=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=2) + "\n")
     print(f"wrote {options.out}")

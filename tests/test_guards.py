@@ -79,7 +79,7 @@ def clean(order, storage):
 
 
 SOON = ("float32", "int8, residual8")
-"""`make test` has one order for all storages, and all orders for float32."""
+"""All orders for float32; one for the other storages, the rest of which are slow."""
 CASES = [
     pytest.param(*case, marks=[] if case[0] == "nonfinite" or case[1] == "float32" else pytest.mark.slow)
     for case in itertools.product(ORDERS, STORAGES, FAULTS, SHAPES, (0, 3))

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamite.numerics import as_array, is_traced, wide_dtype
+from adamite.numerics import as_array, cast, is_traced, wide_dtype
 
 
 class RefusedError(ValueError):
@@ -221,7 +221,7 @@ def _number(name: str, value: Any, must: str, allowed: Callable[[float], bool]) 
     if not is_traced(value) and not allowed(float(value)):
         hint = " (it was rounded to that dtype before it came here)" if value.dtype.itemsize < 4 else ""
         raise ValueError(f"{name} must {must}, got {float(value)} of dtype {value.dtype.name}{hint}")
-    return jnp.asarray(value, wide_dtype(value.dtype))
+    return cast(jnp.asarray(value), wide_dtype(value.dtype))  # a weakly typed number stays that
 
 
 def _is_real(dtype: jnp.dtype) -> bool:

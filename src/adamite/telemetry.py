@@ -236,4 +236,6 @@ def _smallest(known: dict[str, Any], state: Any) -> Any:
     eps, b2 = jnp.float32(known["eps"]), known.get("b2")
     if b2 is None or not known.get("bias_correction", True):
         return eps**2
-    return eps**2 * (1 - power(b2, _count(state, lambda node: hasattr(node, "nu") and hasattr(node, "count"))))
+    return eps**2 * jnp.float32(
+        1 - power(b2, _count(state, lambda node: hasattr(node, "nu") and hasattr(node, "count")))
+    )

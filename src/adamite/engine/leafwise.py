@@ -129,7 +129,7 @@ class Pass:
             g, p = read
             one = self._step_alike if self.part.few_bits else self._step
             u, new = one(scalars, number, index, g, p, written)
-            return cast(u, g.dtype) if self.rounded else u, new
+            return cast(u, g.dtype if self.rounded else wide_dtype(g.dtype)), new
 
         if not self.part.in_slices or g.size < SLICED:
             return turn, *step((g, p), stored, lambda: element_index(g.shape))

@@ -54,7 +54,10 @@ def no_updates(gradients: optax.Updates, like: optax.Updates) -> optax.Updates:
     """
 
     def nothing(g: Any, u: Any) -> Any:
-        return None if u is None else jnp.where(as_array(g) == 0, -0.0, -0.0).astype(u.dtype)
+        if u is None:
+            return None
+        zero = jnp.asarray(-0.0, u.dtype)
+        return jnp.where(as_array(g) == 0, zero, zero)
 
     return jax.tree.map(nothing, gradients, like, is_leaf=is_none)
 
