@@ -46,7 +46,9 @@ def why_not(fused: Fused, scalars: Any, leaf: Leaf) -> str:
         return str(error)
     if _has(its):
         return ""
-    _warn_if_missing(its.name, leaf.p.dtype.name, leaf.g.dtype.name)
+    found: Any = library()
+    if its.name not in found.kernels():
+        _warn_if_missing(its.name, leaf.p.dtype.name, leaf.g.dtype.name)
     return "no kernel of adamite-native does this step"
 
 
