@@ -131,19 +131,18 @@ def mask(value: Any) -> Any:
 
 def differentiable(tree: Any, name: str) -> None:
     """Every leaf is a floating or complex array, or a Python number; refuse others with their path."""
+    if all(map(_is_differentiable, jax.tree.leaves(tree))):  # without paths, which take most of the time
+        return
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        dtype = getattr(leaf, "dtype", None)
-        if dtype is None:
-            if isinstance(leaf, (int, float, complex)) and not isinstance(leaf, bool):
-                continue
-            where = f"{name}{jax.tree_util.keystr(path)}"
+        if _is_differentiable(leaf):
+            continue
+        where = f"{name}{jax.tree_util.keystr(path)}"
+        if not hasattr(leaf, "dtype"):
             raise TypeError(f"{where} must be a floating or complex array, got {_describe(leaf)}")
-        if not jnp.issubdtype(dtype, jnp.inexact):
-            where = f"{name}{jax.tree_util.keystr(path)}"
-            raise TypeError(
-                f"{where} has dtype {dtype.name}, but only floating and complex arrays can be optimized: "
-                "leave it out with optax.masked, optax.partition or your framework's own filter"
-            )
+        raise TypeError(
+            f"{where} has dtype {leaf.dtype.name}, but only floating and complex arrays can be optimized: "
+            "leave it out with optax.masked, optax.partition or your framework's own filter"
+        )
 
 
 def transformation(name: str, value: Any) -> Any:
@@ -222,6 +221,13 @@ def _number(name: str, value: Any, must: str, allowed: Callable[[float], bool]) 
         hint = " (it was rounded to that dtype before it came here)" if value.dtype.itemsize < 4 else ""
         raise ValueError(f"{name} must {must}, got {float(value)} of dtype {value.dtype.name}{hint}")
     return cast(jnp.asarray(value), wide_dtype(value.dtype))  # a weakly typed number stays that
+
+
+def _is_differentiable(leaf: Any) -> bool:
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is None:
+        return isinstance(leaf, (int, float, complex)) and not isinstance(leaf, bool)
+    return jnp.issubdtype(dtype, jnp.inexact)
 
 
 def _is_real(dtype: jnp.dtype) -> bool:
