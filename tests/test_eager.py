@@ -7,6 +7,8 @@ import optax
 import pytest
 
 import adamite
+from adamite import kernels
+from adamite.kernels.library import library
 from compilation import compiled
 from specs import SPECS
 
@@ -46,6 +48,22 @@ def test_nothing_is_compiled_after_the_second_step(case):
         if step == (4 if case == "accumulate" else 2):  # its second due step
             before = compiled()
     assert compiled() == before
+
+
+TAKEN = {"xla": set(), "native": {"native" if library() else "xla"}, "pallas": {"pallas"}}
+
+
+@pytest.mark.parametrize("engine", TAKEN)
+def test_whole_steps_are_compiled_once(engine):
+    tx, params, g = adamite.adamw(1e-2, moments="int8"), tree(0), tree(1)
+    state, before = tx.init(params), 0
+    with kernels.recorded() as choices:
+        for step in range(1, 7):
+            params, state = tx.step(g, state, params, engine=engine)
+            if step == 2:
+                before = compiled()
+        assert compiled() == before
+    assert {choice.engine for choice in choices} == TAKEN[engine]
 
 
 @pytest.mark.parametrize("moments", ["float32", "int8"])

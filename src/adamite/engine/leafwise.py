@@ -73,6 +73,7 @@ class Pass:
         self.traced_once = functools.cache(lambda: jax.jit(one))
         self.constant = functools.cache(lambda: not _closes_over_arrays(part))
         self.fused = Fused(self._step_tile, part.block)
+        self.eager_steps: dict[Any, Callable[[list[jax.Array]], Any]] = {}
 
     def update(self, updates: optax.Updates, state: Any, params: optax.Params | None) -> tuple[optax.Updates, Any]:
         """``(updates, state)``."""
@@ -97,7 +98,7 @@ class Pass:
         for number, (u, stored) in self._updated(scalars, {number: rows[number] for number in by_xla}).items():
             results[number] = moved(rows[number].p, self._rounded(u, by_xla[number].dtype)), stored
         for name, leaves in by_engine.items():
-            done = kernels.take(name, self.fused, scalars, leaves)
+            done = self._taken(name, scalars, leaves)
             results |= {leaf.number: result for leaf, result in zip(leaves, done, strict=True)}
         return self._closed(state, structure, [results[number] for number in range(len(rows))])
 
@@ -123,6 +124,18 @@ class Pass:
                 turn, g, stored = one(scalars, number, turn, as_array(g), None if p is None else as_array(p), stored)
             results[number] = g, stored
         return results
+
+    def _taken(self, name: str, scalars: Any, leaves: list[Leaf]) -> list[tuple[jax.Array, Any]]:
+        """The weights of each leaf by a kernel, and what the state then holds for it. Eager steps are jitted."""
+        traced = _traced((scalars, leaves))
+        if traced or not self.constant() or any(leaf.p.sharding.num_devices > 1 for leaf in leaves):
+            return kernels.take(name, self.fused, scalars, leaves)  # jit would hide how a leaf is spread
+        arrays, put = kernels.split((scalars, leaves))
+        values, structure = jax.tree.flatten((scalars, leaves))
+        key = name, structure, tuple(x for x in values if not isinstance(x, jax.Array))
+        if key not in self.eager_steps:
+            self.eager_steps[key] = jax.jit(lambda arrays: kernels.take(name, self.fused, *put(arrays)))
+        return self.eager_steps[key](arrays)
 
     def _update_leaf(self, scalars: Any, number: Any, turn: Any, g: Any, p: Any, stored: Any) -> tuple[Any, Any, Any]:
         def step(read: Any, written: Any, index: Callable[[], jax.Array]) -> tuple[jax.Array, Any]:
