@@ -140,7 +140,7 @@ class Pass:
     def _update_leaf(self, scalars: Any, number: Any, turn: Any, g: Any, p: Any, stored: Any) -> tuple[Any, Any, Any]:
         def step(read: Any, written: Any, index: Callable[[], jax.Array]) -> tuple[jax.Array, Any]:
             g, p = read
-            one = self._step_alike if self.part.few_bits else self._step
+            one = self._step_alike if self.part.few_bits(stored) else self._step
             u, new = one(scalars, number, index, g, p, written)
             return cast(u, g.dtype if self.rounded else wide_dtype(g.dtype)), new
 

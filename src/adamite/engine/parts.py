@@ -41,9 +41,9 @@ class Part(NamedTuple):
     in_slices: bool = False
     """Whether large leaves are stepped in slices, because XLA would not fuse the step into one pass."""
 
-    few_bits: bool = False
-    """Whether a moment is stored in fewer bits than a float32 has; then no sum may depend on the program (see
-    `products`)."""
+    few_bits: Callable[[Any], bool] = lambda _: False
+    """``few_bits(stored)``: whether a moment of the leaf is stored in fewer bits than a float32 has; then no sum may
+    depend on the program (see `products`)."""
 
     elementwise: bool = True
     """Whether an element, or a block of them, is stepped by what is known of it alone; else of the whole leaf."""
@@ -81,6 +81,6 @@ def compose(parts: Sequence[Part]) -> Part:
         weights=weights and (lambda p, stored: weights(p, stored[-1])),
         block=max(part.block for part in parts),
         in_slices=any(part.in_slices for part in parts),
-        few_bits=any(part.few_bits for part in parts),
+        few_bits=lambda stored: any(part.few_bits(s) for part, s in zip(parts, stored, strict=True)),
         elementwise=all(part.elementwise for part in parts),
     )

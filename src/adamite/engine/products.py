@@ -2,10 +2,10 @@
 
 A compiler may compute a b + c d with one rounding less, as fma(a, b, c d) or as fma(c, d, a b), and chooses anew in
 each program: on another mesh the last bit of an average may differ. In a moment of few bits that can become another
-code, and then the runs differ. So where moments are stored in few bits, the first of two products is rounded before the
-sum. One product is left, and compilers agree on it.
+code, and then the runs differ. So where a leaf's moments are stored in few bits, the first of two products is rounded
+before the sum. One product is left, and compilers agree on it.
 
-Steps with float32 moments stay as they are: they are Optax's operations, so that they have Optax's bits.
+Leaves with float32 moments are stepped as they are: by Optax's operations, so that they have Optax's bits.
 """
 
 from collections.abc import Callable
