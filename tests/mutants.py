@@ -22,11 +22,10 @@ from test_adam_is_the_paper import test_complex_is_the_paper_with_the_modulus  #
 from test_golden import GOLDEN, error, ours, paper  # noqa: E402 (the same)
 
 EQUIVALENT: dict[str, str] = {
-    "return 1 - b1**t, 1 - b2**t, (1 - b1 ** optax.safe_increment(t)) if nesterov else 1   |   1 -> 2": (
-        "the last scalar is read with Nesterov's momentum only"
-    ),
+    "return 1 - power(b1, t), 1 - power(b2, t), (1 - power(b1, optax.safe_increment(t))) if nesterov else 1"
+    "   |   1 -> 2": ("the last scalar is read with Nesterov's momentum only"),
     "u = jnp.where(s > 0, jax.lax.rsqrt(s + eps), 0.0) * g   |   0.0 -> 1.0": ("s is 0 only where every g was"),
-    "c1_next = (1 - b1 ** optax.safe_increment(t)) if nesterov else 1   |   1 -> 2": "the same",
+    "c1_next = (1 - power(b1, optax.safe_increment(t))) if nesterov else 1   |   1 -> 2": "the same",
     "squares = jnp.sum((jnp.abs(g) / jnp.maximum(s, eps)) ** 2)   |   jnp.abs(g) -> g": (
         "real numbers are squared; tests/algorithms/test_stable_adamw.py tells complex ones apart"
     ),
@@ -39,7 +38,7 @@ COMPARISONS = {ast.GtE: ast.Lt, ast.Gt: ast.LtE, ast.Lt: ast.GtE, ast.LtE: ast.G
 NAMES = {"b1": "b2", "b2": "b1", "eps": "eps_root", "eps_root": "eps"}
 CALLS = {"maximum": "minimum", "minimum": "maximum"}
 DROPPED = {"sqrt", "abs", "sign"}
-SHARED = {"adamite.numerics": ("update_moment", "_power")}
+SHARED = {"adamite.numerics": ("update_moment", "_power", "power")}
 
 
 def changes(node: ast.AST) -> Iterator[ast.AST]:
