@@ -106,17 +106,17 @@ def from_rule(
         return state_class(**counts, **trees)
 
     block = max(storage.block for storage in storages.values())
+    lean = block > 1 or any(storage.seed is not None for storage in storages.values())  # but not Optax's mu_dtype
+
+    def few_bits(stored: Any) -> bool:
+        return lean and any(x.dtype.itemsize < 4 for x in jax.tree.leaves(stored))
+
     return leafwise(
         Part(
             init, begin, step, end,
-            block=block, in_slices=block > 1, few_bits=_few_bits, elementwise=rule.elementwise,
+            block=block, in_slices=block > 1, few_bits=few_bits, elementwise=rule.elementwise,
         )
     )  # fmt: skip
-
-
-def _few_bits(stored: Any) -> bool:
-    """Whether an array of a leaf's moments has fewer bits than a float32."""
-    return any(x.dtype.itemsize < 4 for x in jax.tree.leaves(stored))
 
 
 def _fresh(storage: Storage, params: optax.Params) -> Any:

@@ -5,7 +5,7 @@ each program: on another mesh the last bit of an average may differ. In a moment
 code, and then the runs differ. So where a leaf's moments are stored in few bits, the first of two products is rounded
 before the sum. One product is left, and compilers agree on it.
 
-Leaves with float32 moments are stepped as they are: by Optax's operations, so that they have Optax's bits.
+Leaves with float32 moments, or with a `mu_dtype`, are stepped by Optax's operations, so that they have Optax's bits.
 """
 
 from collections.abc import Callable
