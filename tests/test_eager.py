@@ -77,6 +77,17 @@ def test_eager_steps_are_jitted_steps(moments):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-8), updates, expected)
 
 
+@pytest.mark.parametrize("engine", TAKEN)
+def test_a_schedule_of_python_numbers_does_not_compile_at_every_step(engine):
+    tx, params, before = adamite.adam(lambda count: 0.1 * 0.9 ** int(count)), jnp.ones(300), 0
+    state = tx.init(params)
+    for step in range(1, 11):
+        params, state = tx.step(jnp.ones(300), state, params, engine=engine)
+        before = compiled() if step == 6 else before
+    assert engine == "pallas" or compiled() == before  # which is interpreted here, for tests alone
+    np.testing.assert_allclose(params, 1 - sum(0.1 * 0.9**t for t in range(10)), rtol=1e-3)
+
+
 def test_a_schedule_may_branch_on_a_known_count():
     """In eager code a count is known, and Optax calls schedules with it."""
     tx, params = adamite.adam(lambda count: 0.1 if count < 1 else 0.2), jnp.zeros(3)

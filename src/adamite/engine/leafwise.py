@@ -27,6 +27,9 @@ from adamite.random_bits import element_index, fold, random_bits
 SLICED = 2**12
 """Smaller leaves are stepped whole."""
 
+EAGER_STEPS = 4
+"""Programs of eager steps by kernels, at most. A schedule that returns Python numbers needs one for each number."""
+
 
 class Leafwise(Optimizer):
     """A gradient transformation that can be part of one pass."""
@@ -134,6 +137,8 @@ class Pass:
         values, structure = jax.tree.flatten((scalars, leaves))
         key = name, structure, tuple(x for x in values if not isinstance(x, jax.Array))
         if key not in self.eager_steps:
+            if len(self.eager_steps) == EAGER_STEPS:
+                return kernels.take(name, self.fused, scalars, leaves)
             self.eager_steps[key] = jax.jit(lambda arrays: kernels.take(name, self.fused, *put(arrays)))
         return self.eager_steps[key](arrays)
 
