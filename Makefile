@@ -20,7 +20,7 @@ help:  ## list the commands
 
 $(VENV)/created: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "adamite needs Python 3.11 or newer, and $(PYTHON) is $(VERSION): make PYTHON=python3.12"; exit 1; }
+	  { echo "adamite needs Python 3.11 or newer, and $(PYTHON) is $(or $(VERSION),not there): make PYTHON=python3.12"; exit 1; }
 	@echo "Creating $(VENV) with Python $(VERSION)"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@touch $@
