@@ -11,7 +11,7 @@ import adamite
 
 ROOT = pathlib.Path(__file__).parent.parent / "src" / "adamite"
 FLOORS = [
-    {"numerics", "checks", "identity", "random_bits"},
+    {"numerics", "paths", "checks", "identity", "random_bits"},
     {"rounding"},
     {"storage", "kernels"},
     {"engine"},

@@ -46,6 +46,7 @@ LEFT_OUT = {
     "adam_mini_partition": "called with paths and leaves, by scale_by_adam_mini",
     "update_moment": "arithmetic inside of rules: JAX's own errors",
     "bias_correction": "arithmetic inside of rules: JAX's own errors",
+    "map_with_path": "any tree is one, and the function is called as it is",
     "full_weights(state)": "a state without residuals has nothing to add",
     "zero1(param_shardings)": "compared with the parameters at init: tests/test_sharding.py",
     "state_shardings(tx)": "the parameters' shardings are asked for first: tests/test_sharding.py",

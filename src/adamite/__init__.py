@@ -26,6 +26,7 @@ from adamite.identity import identity
 from adamite.learning_rate import scale_by_learning_rate
 from adamite.memory import MemoryReport, memory_report
 from adamite.numerics import bias_correction, update_moment
+from adamite.paths import map_with_path
 from adamite.regularization import add_decayed_weights, add_l1, soft_threshold
 from adamite.storage import Quantized
 from adamite.telemetry import TelemetryState, telemetry, with_telemetry
@@ -64,6 +65,7 @@ __all__ = [
     "lamb",
     "laprop",
     "lion",
+    "map_with_path",
     "memory_report",
     "nadam",
     "nadamw",

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamite.numerics import as_array, cast, is_traced, wide_dtype
+from adamite.paths import leaves_with_path, map_with_path
 
 
 class RefusedError(ValueError):
@@ -122,7 +123,7 @@ def mask(value: Any) -> Any:
     """None, a tree of booleans, or a function from the parameters to one."""
     if value is None or callable(value):
         return value
-    for path, leaf in jax.tree_util.tree_leaves_with_path(value):
+    for path, leaf in leaves_with_path(value):
         if not (isinstance(leaf, (bool, np.bool_)) or callable(leaf)):
             where = f"mask{jax.tree_util.keystr(path)}"
             raise TypeError(f"mask must be None, a tree of booleans or a function; {where} is {_describe(leaf)}")
@@ -133,7 +134,7 @@ def differentiable(tree: Any, name: str) -> None:
     """Every leaf is a floating or complex array, or a Python number; refuse others with their path."""
     if all(map(_is_differentiable, jax.tree.leaves(tree))):  # without paths, which take most of the time
         return
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    for path, leaf in leaves_with_path(tree):
         if _is_differentiable(leaf):
             continue
         where = f"{name}{jax.tree_util.keystr(path)}"
@@ -162,7 +163,7 @@ def abstract(tree: Any, name: str) -> Any:
             raise TypeError(f"{name}{jax.tree_util.keystr(path)} must have a shape and a dtype, got {_describe(leaf)}")
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(one, tree)
+    return map_with_path(one, tree)
 
 
 def states(state: Any, count: int) -> tuple[Any, ...]:

@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Sharding
-from jax.tree_util import keystr, tree_flatten_with_path
+from jax.tree_util import keystr
 
 from adamite import checks
 from adamite.convert import UNSIGNED
 from adamite.engine.optimizer import engines
 from adamite.engine.ownership import Owned
+from adamite.paths import leaves_with_path
 from adamite.sharding.layout import of_params, of_state
 from adamite.storage import Blockwise
 
@@ -149,7 +150,7 @@ def memory_report(
         28,933 bytes together, 7.05 per parameter
     """
     checks.transformation("tx", tx)
-    leaves, structure = tree_flatten_with_path(checks.abstract(params, "params"))
+    leaves, structure = leaves_with_path(checks.abstract(params, "params")), jax.tree.structure(params)
     abstract = [leaf for _, leaf in leaves]
     found = of_params(params, shardings, "shardings")
     state = jax.eval_shape(tx.init, structure.unflatten(abstract))

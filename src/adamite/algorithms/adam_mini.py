@@ -65,7 +65,7 @@ def adam_mini_partition(path: KeyPath, leaf: Any) -> tuple[int, ...]:
     is finer. Leaves that stack several layers along a first axis need a partition of your own.
 
     Args:
-        path: the leaf's, as `jax.tree_util` gives it.
+        path: the leaf's, as `jax.tree_util` gives it, without Flax's ``.value`` (see `adamite.map_with_path`).
         leaf: anything with a ``shape``.
 
     Example:
@@ -73,7 +73,7 @@ def adam_mini_partition(path: KeyPath, leaf: Any) -> tuple[int, ...]:
         >>> adam_mini_partition((DictKey("query"), DictKey("kernel")), jnp.zeros((512, 8, 64)))
         (0, 2)
     """
-    names = keystr(path, simple=True, separator="/").lower().removesuffix("/value").split("/")  # NNX: a Variable's
+    names = keystr(path, simple=True, separator="/").lower().split("/")
     own, ndim = names[-1], len(leaf.shape)
     if ndim < 2 or own in ("bias", "scale"):
         kept = ()

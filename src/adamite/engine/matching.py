@@ -5,9 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.tree_util import keystr, tree_leaves_with_path
+from jax.tree_util import keystr
 
 from adamite.numerics import is_none
+from adamite.paths import leaves_with_path
 
 
 def shape_of(leaf: Any) -> tuple[int, ...]:
@@ -45,15 +46,15 @@ def counterparts(
         raise ValueError(f"updates and {name} differ in structure: {_difference(updates, tree, name)}") from None
     for index, (leaf, theirs) in enumerate(zip(leaves, shapes, strict=True)):
         if leaf is not None and (theirs is None or not fits(theirs, shape_of(leaf))):
-            where = keystr(tree_leaves_with_path(updates, is_leaf=is_none)[index][0])
+            where = keystr(leaves_with_path(updates, is_leaf=is_none)[index][0])
             what = "is None" if theirs is None else f"has shape {theirs}"
             raise ValueError(f"updates{where} has shape {shape_of(leaf)}, but {name}{where} {what}")
     return found
 
 
 def _difference(updates: Any, tree: Any, name: str) -> str:
-    ours = [path for path, _ in tree_leaves_with_path(updates, is_leaf=is_none)]
-    theirs = [path for path, _ in tree_leaves_with_path(tree, is_leaf=is_none)]
+    ours = [path for path, _ in leaves_with_path(updates, is_leaf=is_none)]
+    theirs = [path for path, _ in leaves_with_path(tree, is_leaf=is_none)]
     begun = {path[:n] for path in theirs for n in range(len(path) + 1)}
     for path in ours:
         if path not in begun:

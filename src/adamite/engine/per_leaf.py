@@ -14,6 +14,7 @@ from adamite.engine.matching import counterparts, same_rank
 from adamite.engine.parts import Part
 from adamite.engine.placement import beside
 from adamite.numerics import as_array, as_wide_as, is_none
+from adamite.paths import leaves_with_path, unwrapped
 from adamite.random_bits import fold
 from adamite.storage import Quantized, Storage, choose
 
@@ -121,12 +122,11 @@ def from_rule(
 
 def _fresh(storage: Storage, params: optax.Params) -> Any:
     """A moment of all parameters."""
-    leaves, structure = jax.tree_util.tree_flatten_with_path(params)
     column = []
-    for path, param in leaves:
+    for path, param in leaves_with_path(params):
         leaf = param if isinstance(param, jax.ShapeDtypeStruct) else as_array(param)
         column.append(beside(leaf, storage.fresh(leaf, path)))
-    return _tree(storage, column, structure)
+    return _tree(storage, column, jax.tree.structure(params))
 
 
 def _tree(storage: Storage, column: Any, structure: Any) -> Any:
@@ -208,6 +208,7 @@ def by_number(
 
 def _flags(mask: Any, tree: Any) -> list[bool]:
     """The mask for each leaf, None being one. A tree of none is `optax.tree_map_params` asking for a state's form."""
+    mask, tree = unwrapped(mask), unwrapped(tree)
     if callable(mask):
         mask = mask(tree)
     if not jax.tree.leaves(tree):

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.tree_util import keystr, tree_map_with_path
+from jax.tree_util import keystr
 
 from adamite import checks
 from adamite.engine.leafwise import leafwise
@@ -15,6 +15,7 @@ from adamite.engine.parts import Part
 from adamite.engine.placement import beside
 from adamite.identity import described
 from adamite.numerics import as_array, cast, is_none, unfused, widen
+from adamite.paths import map_with_path
 from adamite.random_bits import fold
 from adamite.rounding import NAMES, Nearest, Residual8, Residual16, Rounding, Stochastic, nearest
 
@@ -66,7 +67,7 @@ def round_weights(rounding: Any = "stochastic") -> Optimizer:
         checks.differentiable(params, "params")
         if kind is optax.EmptyState:
             return optax.EmptyState()
-        residual = tree_map_with_path(_fresh, params) if residual_dtype else ()
+        residual = map_with_path(_fresh, params) if residual_dtype else ()
         return RoundingState(jnp.zeros((), jnp.int32), residual)
 
     def _fresh(path: Any, param: Any) -> jax.Array:

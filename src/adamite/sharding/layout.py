@@ -7,13 +7,14 @@ from typing import Any
 import jax
 import optax
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
-from jax.tree_util import GetAttrKey, KeyPath, keystr, tree_leaves_with_path
+from jax.tree_util import KeyPath, keystr
 
 from adamite import checks
 from adamite.engine.matching import same_rank, shape_of
 from adamite.engine.optimizer import Optimizer
 from adamite.engine.ownership import Owned, owned
 from adamite.engine.placement import fitted
+from adamite.paths import leaves_with_path
 
 
 class Spread(Optimizer):
@@ -57,7 +58,7 @@ def state_shardings(tx: optax.GradientTransformation, params: Any, param_shardin
     """
     leaves, structure = jax.tree.flatten(checks.abstract(params, "params"))
     shardings = of_params(params, param_shardings, "param_shardings")
-    for (path, _), sharding in zip(tree_leaves_with_path(params), shardings, strict=True):
+    for (path, _), sharding in zip(leaves_with_path(params), shardings, strict=True):
         if sharding is None:
             raise TypeError(f"params{keystr(path)} is not sharded over a mesh: state_shardings needs param_shardings")
     if not leaves:
@@ -76,7 +77,7 @@ def of_params(params: Any, shardings: Any, name: str) -> list[Sharding | None]:
         shardings: tree of `jax.sharding.Sharding`, or a prefix of one. None: those of `params` that are of a mesh.
         name: what `shardings` is called in an error.
     """
-    leaves = tree_leaves_with_path(params)
+    leaves = leaves_with_path(params)
     if shardings is None:
         own = [getattr(leaf, "sharding", None) for _, leaf in leaves]
         return [s if isinstance(s, NamedSharding) else None for s in own]
@@ -97,12 +98,9 @@ def of_params(params: Any, shardings: Any, name: str) -> list[Sharding | None]:
 
 
 def _by_path(leaves: Sequence[tuple[KeyPath, Any]], shardings: Any) -> list[Any] | None:
-    """The shardings of leaves at the same paths, one each: Flax NNX has arrays where its variables have theirs."""
-    theirs = tree_leaves_with_path(shardings)
-    same = len(theirs) == len(leaves) and all(
-        path[: len(ours)] == ours and all(isinstance(key, GetAttrKey) for key in path[len(ours) :])
-        for (path, _), (ours, _) in zip(theirs, leaves, strict=True)
-    )
+    """The shardings of leaves at the same paths: those of Flax NNX's variables belong to the arrays in them."""
+    theirs = leaves_with_path(shardings)
+    same = [path for path, _ in theirs] == [path for path, _ in leaves]
     return [sharding for _, sharding in theirs] if same else None
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import optax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
-from jax.tree_util import keystr, tree_leaves_with_path
+from jax.tree_util import keystr
 
 from adamite import checks
 from adamite.engine.leafwise import Leafwise
@@ -27,6 +27,7 @@ from adamite.engine.matching import counterparts, shape_of
 from adamite.engine.optimizer import as_optimizer
 from adamite.identity import described
 from adamite.numerics import is_none, is_traced
+from adamite.paths import leaves_with_path
 from adamite.sharding.layout import Spread, of_params, of_state, with_axes
 
 
@@ -93,7 +94,7 @@ def zero1(
 
     def layout(params: Any, name: str) -> tuple[list[Any], list[Any]]:
         """The sharding of each parameter, None being one, and that by which its state is sharded."""
-        leaves = tree_leaves_with_path(params, is_leaf=is_none)
+        leaves = leaves_with_path(params, is_leaf=is_none)
         told = None if param_shardings is None else iter(of_params(params, param_shardings, "param_shardings"))
         own = []
         for path, leaf in leaves:
