@@ -12,6 +12,9 @@ p' is the weight that the model sees; p' and its residual together are the weigh
 counts in 256ths of the spacing at p'. Residual16 is the lower half of theta's bits as a signed number: p' is theta
 rounded half up, in integers, so that no tie is ambiguous.
 
+Derivatives pass straight through: that of a rounded number is that of the number (Bengio et al. 2013,
+arXiv:1308.3432), as it is for a cast. The true one is 0 almost everywhere.
+
 Stochastic rounding: Croci et al. 2022, "Stochastic rounding: implementation, error analysis and applications".
 Residuals: FlashOptim, Databricks 2026, where they are rounded to the nearest and counted in 254ths. There a steady
 update of 3.3 counts is always cut to 3. 256ths are exact in float32.
@@ -136,14 +139,15 @@ class Residual16:
 
     def weights(self, p: jax.Array, residual: Any) -> jax.Array:
         """The float32."""
-        return _from_bits(_to_bits(p.astype(jnp.float32)) + residual.astype(jnp.int32))
+        wide = p.astype(jnp.float32)
+        return straight_through(wide, _from_bits(_to_bits(wide) + residual.astype(jnp.int32)))
 
     def round(self, theta: jax.Array, dtype: jnp.dtype, bits: Bits) -> tuple[jax.Array, Any]:
         """Its halves."""
         del bits
         whole = _to_bits(jnp.where(jnp.isfinite(theta), _clip(theta, dtype), theta))
         upper = jnp.where(jnp.isfinite(theta), (whole + 0x8000) & ~0xFFFF, whole)
-        return _from_bits(upper), (whole - upper).astype(jnp.int16)
+        return straight_through(theta, _from_bits(upper)), (whole - upper).astype(jnp.int16)
 
 
 NAMES: dict[str, Rounding] = {
@@ -169,6 +173,16 @@ def stochastic(x: jax.Array, dtype: jnp.dtype, bits: jax.Array) -> jax.Array:
     """
     left = 23 - jnp.finfo(dtype).nmant  # the bits that a float32 has more: so many random ones make the mean exact
     return _to_grid(x, dtype, lambda _: (bits >> 16).astype(jnp.int32), lambda q: jnp.floor(q + uniform(bits, left)))
+
+
+@jax.custom_jvp
+def straight_through(x: jax.Array, rounded: jax.Array) -> jax.Array:
+    """`rounded`, with the derivative of `x`: float32, of one shape."""
+    del x
+    return rounded
+
+
+straight_through.defjvp(lambda primals, tangents: (primals[1], tangents[0]))
 
 
 def spacing(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -197,7 +211,7 @@ def _to_grid(
     else:
         s = spacing(x, dtype)
         rounded = whole(x / s) * s
-    return jnp.where(jnp.isfinite(x), _clip(rounded, dtype), x)
+    return straight_through(x, jnp.where(jnp.isfinite(x), _clip(rounded, dtype), x))
 
 
 def _half_up(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
