@@ -21,10 +21,20 @@ Take = Callable[[optax.Updates, optax.OptState, optax.Params, str, dict[str, Any
 """``take(grads, state, params, engine, extra_args) -> (params, state)``."""
 
 
+@jax.tree_util.register_static
 class Optimizer(optax.GradientTransformationExtraArgs):
-    """A transformation of Optax, ``init`` and ``update``, with one method more."""
+    """A transformation of Optax, ``init`` and ``update``, with one method more.
+
+    In a tree it is a node without leaves and not a tuple of two functions: `jax.jit` and `equinox.filter_jit` take it
+    as an argument, or as part of one, and give it back whole.
+    """
 
     take: Take | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Every kind of optimizer is such a node."""
+        super().__init_subclass__(**kwargs)
+        jax.tree_util.register_static(cls)
 
     def step(
         self,
