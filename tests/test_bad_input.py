@@ -125,7 +125,7 @@ TREES = {
     "missing": ({"w": PARAMS["w"]}, ValueError, "updates and {} differ in structure: {}['b'] has no counterpart"),
     "extra": ({**PARAMS, "c": jnp.ones(1)}, ValueError, "updates['c'] has no counterpart in {}"),
     "renamed": ({"w": PARAMS["w"], "bias": PARAMS["b"]}, ValueError, "updates['bias'] has no counterpart in {}"),
-    "deeper": (with_leaf({"x": jnp.ones((3, 2))}), ValueError, "updates['w']['x'] has no counterpart in {}"),
+    "deeper": (with_leaf({"x": jnp.ones((3, 2))}), ValueError, "updates['w'] is a dict, and {}['w'] is an array"),
     "list": ([PARAMS["b"], PARAMS["w"]], ValueError, "updates[0] has no counterpart in {}"),
     "array": (jnp.ones((3, 2)), ValueError, "updates and {} differ in structure"),
     "integer": (with_leaf(jnp.ones((3, 2), jnp.int32)), TypeError, "updates['w'] has dtype int32, but only floating"),
@@ -204,11 +204,34 @@ def test_a_state_that_no_chain_of_this_length_has(state):
 
 def test_a_mask_of_another_structure():
     tx = adamite.adamw(1e-3, mask={"w": True, "bias": False})
-    with pytest.raises(ValueError, match="mask must have the structure of params or a prefix of it, got PyTreeDef"):
+    first = re.escape("the structure of params or a prefix of it: mask['bias'] has no counterpart in params")
+    with pytest.raises(ValueError, match=first):
         tx.init(PARAMS)
     fitting = adamite.adamw(1e-3, mask={"w": True, "b": False}).init(PARAMS)
-    with pytest.raises(ValueError, match="mask must have the structure of params or a prefix of it, got PyTreeDef"):
+    with pytest.raises(ValueError, match=first):
         tx.update(PARAMS, fitting, PARAMS)
+
+
+def test_a_prefix_of_a_mask_is_no_difference():
+    params = {"a": {"w": jnp.ones(2), "b": jnp.ones(2)}, "c": {"w": jnp.ones(2)}}
+    adamite.adamw(1e-3, mask={"a": True, "c": {"w": False}}).init(params)
+    with pytest.raises(ValueError, match=re.escape("mask['c']['v'] has no counterpart in params")):
+        adamite.adamw(1e-3, mask={"a": True, "c": {"v": False}}).init(params)
+
+
+@pytest.mark.parametrize(
+    ("other", "first"),
+    [
+        ([jnp.ones(2), jnp.ones(2)], "updates is a tuple, and params is a list"),
+        ((jnp.ones(2), None), "updates[1] has shape (2,), but params[1] is None"),
+        ((jnp.ones(2), optax.MaskedNode()), "updates[1] is an array, and params[1] is a MaskedNode"),
+        ((jnp.ones(2), (jnp.ones(2),)), "updates[1] is an array, and params[1] is a tuple"),
+    ],
+)
+def test_the_first_path_that_differs_is_named(other, first):
+    tx, g = adamite.adam(1e-3), (jnp.ones(2), jnp.ones(2))
+    with pytest.raises(ValueError, match=re.escape(first)):
+        tx.update(g, tx.init(g), other)
 
 
 def test_state_of_other_parameters():

@@ -115,7 +115,7 @@ class TestDropIn:
 
 
 class TestTypes:
-    """State has one type for ever; updates have the gradients' type."""
+    """State has one type for ever; updates have the wider type of gradients and weights."""
 
     DTYPES = ("float32", "bfloat16", "float16")
 
@@ -125,9 +125,21 @@ class TestTypes:
         tx, params, g = spec.build(), tree(0, weights), tree(1, gradients)
         state = tx.init(params)
         updates, after = tx.update(g, state, params)
-        chex.assert_trees_all_equal_shapes_and_dtypes(updates, g)
+        wider = jnp.promote_types(weights, gradients)
+        chex.assert_trees_all_equal_shapes_and_dtypes(updates, jax.tree.map(lambda x: x.astype(wider), g))
         assert types(state) == types(after)
         assert {x.dtype.name for x in moments(after)} <= {"float32"}
+
+    @each
+    @pytest.mark.parametrize("gradients", ["bfloat16", "float16"])
+    def test_16_bit_gradients_do_not_round_the_updates_of_float32_weights(self, spec, gradients):
+        """In 16 bits lion's weight decay would be lost, and an update of 2e-8."""
+        tx, params, short = spec.build(), tree(), tree(1, gradients)
+        long = jax.tree.map(lambda g: g.astype(jnp.float32), short)
+        assert_same_bits(tx.update(short, tx.init(params), params), tx.update(long, tx.init(params), params))
+        assert_same_bits(tx.step(short, tx.init(params), params), tx.step(long, tx.init(params), params))
+        if not spec.needs_params:  # nobody knows what the updates will be added to
+            assert_same_bits(tx.update(short, tx.init(params)), tx.update(long, tx.init(params)))
 
     @pytest.mark.parametrize(
         "spec", [spec for spec in SPECS if "mu_dtype" in inspect.signature(spec.make).parameters], ids=str

@@ -63,6 +63,19 @@ def test_one_type_one_program_and_state_in_place(spec, moments):
             assert_same_bits(now[path], x)
 
 
+@each
+@each_moments
+@pytest.mark.parametrize("gradients", ["bfloat16", "float16"])
+def test_16_bit_gradients_do_not_round_the_updates_of_float32_weights(spec, moments, gradients):
+    """Nothing may be lost that the weight could hold, in an update or a step, by whatever engine."""
+    tx, params = spec.build(moments=MOMENTS[moments]), tree(0, jnp.float32)
+    short = jax.tree.map(lambda g: g.astype(gradients), tree(1))
+    long = jax.tree.map(lambda g: g.astype(jnp.float32), short)
+    for do in (tx.update, tx.step):
+        (ours, _), (expected, _) = (jax.jit(do)(g, tx.init(params), params) for g in (short, long))
+        assert_same_bits(ours, expected)
+
+
 @pytest.mark.slow
 @each
 @each_moments

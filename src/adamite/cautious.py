@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from adamite import checks
-from adamite.engine import Optimizer, uphold
+from adamite.engine import Optimizer, rounds_weights, uphold
 from adamite.identity import described
 from adamite.numerics import cast, over_devices
 
@@ -36,6 +36,7 @@ def cautious(tx: optax.GradientTransformation, *, axis_name: str | tuple[str, ..
         The transformation. Its state is that of `tx`, unchanged.
 
     Raises:
+        ValueError: `tx` rounds weights.
         TypeError: `tx` is not a gradient transformation; at update, a leaf is the wrong kind of thing.
 
     Example:
@@ -51,6 +52,8 @@ def cautious(tx: optax.GradientTransformation, *, axis_name: str | tuple[str, ..
         [0. 1.]
     """
     inner = optax.with_extra_args_support(checks.transformation("tx", tx))
+    if rounds_weights(tx):
+        raise ValueError("tx rounds weights, and must be a direction: give rounding= to the chain around cautious(tx)")
     axes = checks.axis_name(axis_name)
 
     def agreeing(u: jax.Array, g: jax.Array) -> jax.Array:

@@ -54,6 +54,17 @@ def widen(x: Any) -> jax.Array:
     return cast(x, wide_dtype(x.dtype))
 
 
+def update_dtype(g: Any, p: Any = None) -> jnp.dtype:
+    """The dtype of an update: the wider of the gradient's and the weight's, so that it holds what the weight can.
+
+    Args:
+        g: the gradient, an array or a number.
+        p: the weight, the like. None: it is not known, and the update has at least float32.
+    """
+    g = as_array(g)
+    return wide_dtype(g.dtype) if p is None else jnp.promote_types(g.dtype, as_array(p).dtype)
+
+
 def as_wide_as(x: jax.Array, number: Any) -> Any:
     """A number that does not widen `x`: with 64-bit types enabled, a power of a decay is a float64.
 

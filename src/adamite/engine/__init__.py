@@ -3,7 +3,7 @@
 from adamite.engine.contract import chain, uphold
 from adamite.engine.optimizer import Optimizer, as_optimizer, optimizer
 from adamite.engine.per_leaf import Rule, by_number, from_rule
-from adamite.engine.weights import RoundingState, full_weights, round_weights
+from adamite.engine.weights import RoundingState, full_weights, round_weights, rounds_weights
 
 __all__ = [
     "Optimizer",
@@ -16,5 +16,6 @@ __all__ = [
     "full_weights",
     "optimizer",
     "round_weights",
+    "rounds_weights",
     "uphold",
 ]

@@ -1,15 +1,16 @@
 """What every transformation of ours keeps to, whatever it is made of.
 
 1. Arithmetic is at least float32. A decay of 1e-4 added to an update near 1 is lost in bfloat16, which has eight bits.
-2. Updates come back in the gradients' dtypes, rounded once, at the end; or, where `round_weights` stands there, not at
-   all: it has rounded the weights.
-3. Step counts live where the parameters live (see `placement.settle`).
-4. `params` may be left out where nothing needs them, and unknown extra arguments are passed on or ignored.
+2. An update is rounded once, at the end, to the wider of the gradient's and the weight's dtype: it holds all that the
+   weight can (`numerics.update_dtype`). Where `round_weights` stands at the end, the update is not rounded at all.
+3. Where `round_weights` stands at the end, the parts before it see the full weights, residuals included, in float32.
+4. Step counts live where the parameters live (see `placement.settle`).
+5. `params` may be left out where nothing needs them, and unknown extra arguments are passed on or ignored.
 """
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -17,13 +18,11 @@ import optax
 from adamite import checks
 from adamite.engine.leafwise import Leafwise, Pass, leafwise
 from adamite.engine.optimizer import Optimizer, optimizer
-from adamite.engine.parts import Part, compose
+from adamite.engine.parts import compose
 from adamite.engine.placement import settle
-from adamite.engine.weights import round_weights
+from adamite.engine.weights import full_weights, round_weights, rounds_weights
 from adamite.identity import described
-from adamite.numerics import as_array, cast, widen
-
-Stage = Callable[[optax.Updates, tuple[Any, ...], optax.Params | None, dict[str, Any]], tuple[optax.Updates, Any]]
+from adamite.numerics import cast, is_none, update_dtype, wide_dtype, widen
 
 
 def uphold(tx: optax.GradientTransformation) -> Optimizer:
@@ -38,7 +37,7 @@ def uphold(tx: optax.GradientTransformation) -> Optimizer:
     ) -> tuple[optax.Updates, optax.OptState]:
         checks.differentiable(updates, "updates")
         new, state = inner.update(_wide(updates), state, params, **extra_args)
-        return _in_dtypes_of(updates, new), state
+        return _rounded(new, updates, params), state
 
     return optimizer(init, update)
 
@@ -76,68 +75,102 @@ def chain(*parts: optax.GradientTransformation, rounding: Any = None) -> Optimiz
         raise ValueError("chain needs at least one transformation, got none")
     for number, tx in enumerate(parts):
         checks.transformation(f"parts[{number}]", tx)
-    kinds = [tx.part if isinstance(tx, Leafwise) else None for tx in parts]
-    if any(part and part.weights for part in kinds[:-1]):
-        raise ValueError("round_weights must be the last part of a chain: what follows would move the weights again")
-    if None not in kinds:
-        return leafwise(compose([part for part in kinds if part]))
+    for number, tx in enumerate(parts[:-1]):
+        if rounds_weights(tx):
+            raise ValueError(
+                f"parts[{number}] rounds weights, and parts[{number + 1}] would move them again: "
+                "round_weights must be the last part of a chain, as chain(..., rounding=...) has it"
+            )
+    leaf_parts = [tx.part for tx in parts if isinstance(tx, Leafwise) and tx.part]
+    return leafwise(compose(leaf_parts)) if len(leaf_parts) == len(parts) else _in_stages(parts)
 
-    stages: list[tuple[int, Stage]] = []
-    for one_pass, group in itertools.groupby(zip(parts, kinds, strict=True), key=lambda pair: pair[1] is not None):
-        txs, its_parts = zip(*group, strict=True)
-        stages.append((len(txs), _in_one_pass(its_parts) if one_pass else _one_by_one(txs)))
-    rounds_weights = kinds[-1] is not None and kinds[-1].weights is not None
-    last = (
-        None if kinds[-1] is None else Pass(compose([part for part in kinds[sum(n for n, _ in stages[:-1]) :] if part]))
-    )
+
+class Stage(NamedTuple):
+    """Neighbours in a chain that run together."""
+
+    txs: Sequence[optax.GradientTransformation]
+    run: Callable[..., tuple[optax.Updates, Any]]
+    """``run(updates, states, params, extra_args) -> (updates, states)``"""
+    one_pass: Pass | None
+    """What runs them if they are parts; None: they are transformations of any kind, one after the other."""
+
+
+def _in_stages(parts: Sequence[optax.GradientTransformation]) -> Optimizer:
+    """The chain of transformations of which not all are parts."""
+    *stages, last = [_stage(list(group)) for _, group in itertools.groupby(parts, lambda tx: isinstance(tx, Leafwise))]
+    one_pass = last.one_pass
+    rounds = one_pass is not None and one_pass.part.weights is not None
 
     def init(params: optax.Params) -> Any:
-        return settle(tuple(tx.init(params) for tx in parts), params)
+        return settle(tuple(_of_full_weights(tx, params) if rounds else tx.init(params) for tx in parts), params)
 
-    def through(stages: Any, updates: Any, states: Any, params: Any, extra_args: Any) -> tuple[Any, Any, Any]:
-        """The updates behind so many stages, their new states, and the states of the rest."""
-        done = ()
-        for length, run in stages:
-            updates, new = run(updates, states[:length], params, extra_args)
-            states, done = states[length:], (*done, *new)
+    def through(updates: Any, states: Any, params: Any, extra_args: Any) -> tuple[Any, Any, Any]:
+        """The updates behind all stages but the last, their new states, and the last one's states."""
+        seen, done = full_weights(params, states[-1]) if rounds and params is not None else params, ()
+        for stage in stages:
+            updates, new = stage.run(updates, states[: len(stage.txs)], seen, extra_args)
+            states, done = states[len(stage.txs) :], (*done, *new)
         return updates, done, states
 
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, Any]:
         checks.differentiable(updates, "updates")
-        new, done, _ = through(stages, updates, checks.states(state, len(parts)), params, extra_args)
-        return new if rounds_weights else _in_dtypes_of(updates, new), done
+        new, done, states = through(updates, checks.states(state, len(parts)), params, extra_args)
+        new, states = last.run(new, states, params, extra_args)
+        return new if rounds else _rounded(new, updates, params), (*done, *states)
 
-    ending = [part for part in kinds[len(parts) - stages[-1][0] :] if part]
-    if not ending:
+    if one_pass is None:
         return optimizer(init, update)
-    last = Pass(compose(ending))
 
     def take(grads: Any, state: Any, params: Any, engine: str, extra_args: Any) -> tuple[optax.Params, Any]:
-        """As `update`, but for the last pass, which ends with the weights."""
+        """As `update`, but the last pass ends with the weights."""
         checks.differentiable(grads, "updates")
-        states = checks.states(state, len(parts))
-        updates, done, rest = through(stages[:-1], grads, states, params, extra_args)
-        params, new = last.step(_wide(updates), rest, params, engine, like=grads)
-        return params, (*done, *new)
+        updates, done, states = through(grads, checks.states(state, len(parts)), params, extra_args)
+        params, states = one_pass.step(_wide(updates), states, params, engine, _like(updates, grads, params))
+        return params, (*done, *states)
 
     return optimizer(init, update, take)
 
 
-def _in_one_pass(parts: Sequence[Part]) -> Stage:
-    run = Pass(compose(parts), rounded=False).update
-    return lambda updates, states, params, _: run(updates, states, params)
+def _stage(txs: Sequence[Any]) -> Stage:
+    if not isinstance(txs[0], Leafwise):
+        run = optax.chain(*txs).update
+        return Stage(txs, lambda updates, states, params, extra: run(_wide(updates), states, params, **extra), None)
+    one_pass = Pass(compose([tx.part for tx in txs]), rounded=False)
+    return Stage(txs, lambda updates, states, params, _: one_pass.update(updates, states, params), one_pass)
 
 
-def _one_by_one(txs: Sequence[optax.GradientTransformation]) -> Stage:
-    run = optax.chain(*txs).update
-    return lambda updates, states, params, extra_args: run(_wide(updates), states, params, **extra_args)
+def _of_full_weights(tx: optax.GradientTransformation, params: optax.Params) -> Any:
+    """The first state of `tx` for the full weights. They are made only where the state depends on their dtypes."""
+
+    def full(p: Any) -> Any:
+        abstract = isinstance(p, jax.ShapeDtypeStruct)
+        return jax.ShapeDtypeStruct(p.shape, wide_dtype(p.dtype), sharding=p.sharding) if abstract else widen(p)
+
+    if isinstance(tx, Leafwise):
+        return tx.init(params)
+    own, theirs = (jax.eval_shape(tx.init, x) for x in (params, jax.eval_shape(_wide, params)))
+    return tx.init(params if jax.tree.leaves(own) == jax.tree.leaves(theirs) else jax.tree.map(full, params))
 
 
 def _wide(updates: optax.Updates) -> optax.Updates:
     return jax.tree.map(widen, updates)
 
 
-def _in_dtypes_of(gradients: optax.Updates, updates: optax.Updates) -> optax.Updates:
-    return jax.tree.map(lambda u, g: cast(u, as_array(g).dtype), updates, gradients)
+def _like(updates: Any, gradients: Any, params: Any) -> Any:
+    """The gradients; or the weights, where the updates are of others than have gradients, as `optax.lookahead`'s."""
+    same = jax.tree.structure(updates, is_leaf=is_none) == jax.tree.structure(gradients, is_leaf=is_none)
+    return gradients if same or params is None else params
+
+
+def _rounded(updates: optax.Updates, gradients: optax.Updates, params: optax.Params | None) -> optax.Updates:
+    """Updates of at least float32 in the dtypes that they have outside."""
+    like = _like(updates, gradients, params)
+    if params is None:
+        return jax.tree.map(lambda u, g: cast(u, update_dtype(g)), updates, like)
+
+    def one(u: Any, g: Any, p: Any) -> Any:
+        return None if u is None else cast(u, update_dtype(g, p))
+
+    return jax.tree.map(one, updates, like, params, is_leaf=is_none)

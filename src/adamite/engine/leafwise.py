@@ -21,7 +21,7 @@ from adamite.engine.placement import settle
 from adamite.engine.products import round_products
 from adamite.engine.slices import cut, sweep
 from adamite.kernels import Fused, Leaf
-from adamite.numerics import as_array, cast, is_none, is_traced, wide_dtype, widen
+from adamite.numerics import as_array, cast, is_none, is_traced, update_dtype, wide_dtype, widen
 from adamite.random_bits import element_index, fold, random_bits
 
 SLICED = 2**12
@@ -38,7 +38,7 @@ class Leafwise(Optimizer):
 
 
 def leafwise(part: Part) -> Leafwise:
-    """The gradient transformation that runs `part`. Updates come back in the gradients' dtypes."""
+    """The gradient transformation that runs `part`. Updates have the dtypes of `numerics.update_dtype`."""
     run = Pass(part)
 
     def init(params: optax.Params) -> Any:
@@ -68,15 +68,26 @@ class Pass:
     """A part, run over a tree."""
 
     def __init__(self, part: Part, *, rounded: bool = True) -> None:
-        """Of `part`; with updates in the gradients' dtypes, rounded once, or in at least float32."""
+        """Of `part`; with updates that are rounded once, to `numerics.update_dtype`, or not below float32."""
         self.part = part
         self.rounded = rounded and part.weights is None
-        one = _placed(self._update_leaf) if part.in_slices else self._update_leaf
-        self.update_leaf = one
-        self.traced_once = functools.cache(lambda: jax.jit(one))
-        self.constant = functools.cache(lambda: not _closes_over_arrays(part))
+        self.update_leaf = _placed(self._update_leaf) if part.in_slices else self._update_leaf
         self.fused = Fused(self._step_tile, part.block)
         self.eager_steps: dict[Any, Callable[[list[jax.Array]], Any]] = {}
+
+    def __reduce__(self) -> Any:
+        """It is sent to another process without what was compiled in this one."""
+        return _pass, (self.part, self.rounded)
+
+    @functools.cached_property
+    def traced_once(self) -> Callable[..., Any]:
+        """`update_leaf`, traced once for all leaves of a shape."""
+        return jax.jit(self.update_leaf)
+
+    @functools.cached_property
+    def constant(self) -> bool:
+        """Whether the part is the same at each step, so that what is compiled for it is used again."""
+        return not _closes_over_arrays(self.part)
 
     def update(self, updates: optax.Updates, state: Any, params: optax.Params | None) -> tuple[optax.Updates, Any]:
         """``(updates, state)``."""
@@ -93,7 +104,7 @@ class Pass:
         by_engine: dict[str, list[Leaf]] = {}
         for number, (row, g) in enumerate(zip(rows, jax.tree.leaves(like, is_leaf=is_none), strict=True)):
             if row.g is not None:
-                leaf = Leaf(number, as_array(row.g), as_array(row.p), row.stored, as_array(g).dtype)
+                leaf = Leaf(number, as_array(row.g), as_array(row.p), row.stored, update_dtype(g, row.p))
                 by_engine.setdefault(
                     kernels.choose(engine, self.fused, scalars, leaf, self.part.elementwise), []
                 ).append(leaf)
@@ -119,8 +130,8 @@ class Pass:
     def _updated(self, scalars: Any, rows: dict[int, Row]) -> dict[int, Any]:
         """The update of each leaf by its number, and what the state then holds for it."""
         whole = [row.g for row in rows.values()]
-        worth_it = _worth_tracing_once(whole) if _traced(rows) else self.constant()
-        one = self.traced_once() if self.part.in_slices or worth_it else self.update_leaf
+        worth_it = _worth_tracing_once(whole) if _traced(rows) else self.constant
+        one = self.traced_once if self.part.in_slices or worth_it else self.update_leaf
         turn, results = _first_turn(scalars) if self.part.in_slices else None, {}
         for number, (g, p, stored) in rows.items():
             if g is not None:
@@ -131,7 +142,7 @@ class Pass:
     def _taken(self, name: str, scalars: Any, leaves: list[Leaf]) -> list[tuple[jax.Array, Any]]:
         """The weights of each leaf by a kernel, and what the state then holds for it. Eager steps are jitted."""
         traced = _traced((scalars, leaves))
-        if traced or not self.constant() or any(leaf.p.sharding.num_devices > 1 for leaf in leaves):
+        if traced or not self.constant or any(leaf.p.sharding.num_devices > 1 for leaf in leaves):
             return kernels.take(name, self.fused, scalars, leaves)  # jit would hide how a leaf is spread
         arrays, put = kernels.split((scalars, leaves))
         values, structure = jax.tree.flatten((scalars, leaves))
@@ -147,11 +158,13 @@ class Pass:
             g, p = read
             one = self._step_alike if self.part.few_bits(stored) else self._step
             u, new = one(scalars, number, index, g, p, written)
-            return cast(u, g.dtype if self.rounded else wide_dtype(g.dtype)), new
+            return cast(u, dtype), new
 
+        dtype = update_dtype(g, p)
+        dtype = dtype if self.rounded else wide_dtype(dtype)
         if not self.part.in_slices or g.size < SLICED:
             return turn, *step((g, p), stored, lambda: element_index(g.shape))
-        blank = jnp.full_like(g, turn, g.dtype if self.rounded else wide_dtype(g.dtype))
+        blank = jnp.full_like(g, turn, dtype)
         return sweep(cut(g.shape, self.part.block, jax.device_count()), step, turn, (g, p), stored, blank)
 
     def _step_tile(
@@ -192,6 +205,10 @@ def _first_turn(scalars: Any) -> jax.Array:
     """A number >= 0 that the compiler does not know: part of any number that is computed at each step."""
     computed = [x for x in jax.tree.leaves(scalars) if isinstance(x, jax.Array)]
     return computed[0].astype(jnp.int32) & 0x7FFFFFFF if computed else jnp.int32(0)
+
+
+def _pass(part: Part, rounded: bool) -> Pass:
+    return Pass(part, rounded=rounded)
 
 
 def _traced(tree: Any) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.tree_util import keystr
+from jax.tree_util import KeyPath, keystr, tree_leaves_with_path
 
 from adamite.numerics import is_none
 from adamite.paths import leaves_with_path
@@ -27,7 +27,7 @@ def counterparts(
     name: str,
     fits: Callable[[tuple[int, ...], tuple[int, ...]], bool] = operator.eq,
 ) -> list[Any]:
-    """What stands in `tree` where `updates` has its leaves, of which None is one.
+    """What stands in `tree` where `updates` has its leaves, of which None is one: there, anything may stand in `tree`.
 
     Args:
         updates: tree of gradients.
@@ -41,9 +41,11 @@ def counterparts(
     leaves, structure = jax.tree.flatten(updates, is_leaf=is_none)
     try:
         found = structure.flatten_up_to(tree)
-        shapes = [None if x is None else shape_of(x) for x in found]
+        shapes = [None if u is None or x is None else shape_of(x) for u, x in zip(leaves, found, strict=True)]
     except (ValueError, AttributeError):
-        raise ValueError(f"updates and {name} differ in structure: {_difference(updates, tree, name)}") from None
+        raise ValueError(
+            f"updates and {name} differ in structure: {difference(updates, 'updates', tree, name)}"
+        ) from None
     for index, (leaf, theirs) in enumerate(zip(leaves, shapes, strict=True)):
         if leaf is not None and (theirs is None or not fits(theirs, shape_of(leaf))):
             where = keystr(leaves_with_path(updates, is_leaf=is_none)[index][0])
@@ -52,14 +54,49 @@ def counterparts(
     return found
 
 
-def _difference(updates: Any, tree: Any, name: str) -> str:
-    ours = [path for path, _ in leaves_with_path(updates, is_leaf=is_none)]
-    theirs = [path for path, _ in leaves_with_path(tree, is_leaf=is_none)]
-    begun = {path[:n] for path in theirs for n in range(len(path) + 1)}
-    for path in ours:
-        if path not in begun:
-            return f"updates{keystr(path)} has no counterpart in {name}"
-    for path in theirs:
-        if not any(path[:n] in set(ours) for n in range(len(path) + 1)):
-            return f"{name}{keystr(path)} has no counterpart in updates"
-    return f"{jax.tree.structure(updates)!s:.200} is not {jax.tree.structure(tree)!s:.200}"
+def difference(tree: Any, name: str, other: Any, other_name: str, *, prefix: bool = False) -> str:
+    """The first place in which two trees of different structure differ, in words.
+
+    Args:
+        tree: the one; None is a leaf of it.
+        name: what it is called.
+        other: the other one.
+        other_name: what that is called.
+        prefix: whether a leaf of the one may stand for all that is below it in the other.
+    """
+    return _first((tree, other), (name, other_name), (), prefix) or f"{name} and {other_name} are not of one structure"
+
+
+def _first(trees: tuple[Any, Any], names: tuple[str, str], path: KeyPath, prefix: bool) -> str:
+    """The first difference at a path or below; "" if there is none."""
+    ours, theirs = map(_children, trees)
+    if ours is None and (theirs is None or prefix):
+        return ""
+    if ours is not None and theirs is not None:
+        for mine, others, name, other in ((ours, theirs, *names), (theirs, ours, *names[::-1])):
+            for key in mine:
+                if key not in others:
+                    return f"{name}{keystr((*path, *key))} has no counterpart in {other}"
+        for key, child in ours.items():
+            if found := _first((child, theirs[key]), names, (*path, *key), prefix):
+                return found
+    here, there = (f"{name}{keystr(path)}" for name in names)
+    kind, other_kind = map(_kind, trees)
+    if kind != other_kind:
+        return f"{here} is {kind}, and {there} is {other_kind}"
+    same = jax.tree.structure(trees[0]) == jax.tree.structure(trees[1])
+    return "" if same else f"{here} and {there} differ in what is no leaf of theirs"
+
+
+def _kind(node: Any) -> str:
+    if node is None:
+        return "None"
+    return "an array" if _children(node) is None and hasattr(node, "shape") else f"a {type(node).__name__}"
+
+
+def _children(node: Any) -> dict[KeyPath, Any] | None:
+    """What a node holds, by its keys; None: it is a leaf."""
+    if node is None:
+        return None
+    children = tree_leaves_with_path(node, is_leaf=lambda x: x is not node)
+    return None if [path for path, _ in children] == [()] else dict(children)

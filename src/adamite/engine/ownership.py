@@ -26,17 +26,20 @@ class Owned(NamedTuple):
 def owned(state: Any, structure: Any) -> list[Owned]:
     """All arrays of the state of an optimizer for parameters of this structure, in the order of `jax.tree.leaves`."""
     places = structure.unflatten(range(structure.num_leaves))
-    nodes, _ = tree_flatten_with_path(state, is_leaf=lambda node: _counterparts(node, places) is not None)
+    nodes, _ = tree_flatten_with_path(state, is_leaf=lambda node: belonging(node, places) is not None)
     found = []
     for path, node in nodes:
         names = tuple(key.name for key in path if isinstance(key, GetAttrKey))
-        pairs = None if _is_count(node) else _counterparts(node, places)
+        pairs = None if _is_count(node) else belonging(node, places)
         found += [Owned(node, names, None)] if pairs is None else [Owned(x, names, number) for number, x in pairs]
     return found
 
 
-def _counterparts(node: Any, places: Any) -> list[tuple[int, Any]] | None:
-    """The arrays of a tree that has the structure of `places`, each with the number of its place; None for others."""
+def belonging(node: Any, places: Any) -> list[tuple[int, Any]] | None:
+    """The arrays of a tree that has the structure of `places`, each with the number of its place; None for others.
+
+    Something may be left out of the tree, see above.
+    """
     arrays, structure = jax.tree.flatten(node, is_leaf=_is_absent)
     try:
         numbers = structure.flatten_up_to(places)

@@ -10,7 +10,7 @@ import optax
 
 from adamite import checks
 from adamite.engine.leafwise import Leafwise, leafwise
-from adamite.engine.matching import counterparts, same_rank
+from adamite.engine.matching import counterparts, difference, same_rank
 from adamite.engine.parts import Part
 from adamite.engine.placement import beside
 from adamite.numerics import as_array, as_wide_as, is_none
@@ -218,7 +218,5 @@ def _flags(mask: Any, tree: Any) -> list[bool]:
             jax.tree.map(lambda on, sub: jax.tree.map(lambda _: bool(on), sub, is_leaf=is_none), mask, tree)
         )
     except ValueError:
-        raise ValueError(
-            f"mask must have the structure of params or a prefix of it, got {jax.tree.structure(mask)!s:.200} "
-            f"for {jax.tree.structure(tree)!s:.200}"
-        ) from None
+        first = difference(mask, "mask", tree, "params", prefix=True)
+        raise ValueError(f"mask must have the structure of params or a prefix of it: {first}") from None

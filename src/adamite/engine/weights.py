@@ -9,15 +9,19 @@ from jax.tree_util import keystr
 
 from adamite import checks
 from adamite.engine.leafwise import leafwise
-from adamite.engine.matching import counterparts, same_rank
+from adamite.engine.matching import counterparts, difference, same_rank, shape_of
 from adamite.engine.optimizer import Optimizer
+from adamite.engine.ownership import belonging
 from adamite.engine.parts import Part
 from adamite.engine.placement import beside
-from adamite.identity import described
+from adamite.identity import described, identity
 from adamite.numerics import as_array, cast, is_none, unfused, widen
-from adamite.paths import map_with_path
+from adamite.paths import leaves_with_path, map_with_path, unwrapped
 from adamite.random_bits import fold
 from adamite.rounding import NAMES, Nearest, Residual8, Residual16, Rounding, Stochastic, nearest
+
+KINDS: dict[Any, Rounding] = {kind.residual_dtype: kind for kind in (Residual8(), Residual16())}
+"""What reads a residual, by its dtype."""
 
 
 class RoundingState(NamedTuple):
@@ -85,9 +89,14 @@ def round_weights(rounding: Any = "stochastic") -> Optimizer:
             raise TypeError(f"state must be a {kind.__name__}, got {type(state).__name__}")
         number: Any = optax.safe_increment(state.count) if isinstance(state, RoundingState) else 0
         key = None if seed is None else fold(seed, number)
-        if residual_dtype and isinstance(state, RoundingState):
-            return key, counterparts(updates, state.residual, "residual", same_rank)
-        return key, [None] * len(jax.tree.leaves(updates, is_leaf=is_none))
+        if not residual_dtype or not isinstance(state, RoundingState):
+            return key, [None] * len(jax.tree.leaves(updates, is_leaf=is_none))
+        residuals = counterparts(updates, state.residual, "residual", same_rank)
+        weights = counterparts(updates, params, "params")
+        for (path, u), p, residual in zip(leaves_with_path(updates, is_none), weights, residuals, strict=True):
+            if u is not None:
+                _checked(path, p, residual)
+        return key, residuals
 
     def step(key: Any, u: jax.Array, p: jax.Array, residual: Any, bits: Any) -> tuple[jax.Array, Any]:
         if not _short(p):
@@ -114,20 +123,34 @@ def round_weights(rounding: Any = "stochastic") -> Optimizer:
     return leafwise(Part(init, begin, step, end, weights, in_slices=residual_dtype is not None))
 
 
+def rounds_weights(tx: Any) -> bool:
+    """Whether `round_weights` is in a transformation of ours, also inside of others of ours."""
+
+    def rounds(told: Any) -> bool:
+        if isinstance(told, tuple):
+            return any(map(rounds, told))
+        if not isinstance(told, dict):
+            return False
+        own = told.get("name") == round_weights.__name__ or told.get("rounding") is not None
+        return own or any(map(rounds, told.values()))
+
+    return rounds(identity(tx))
+
+
 def full_weights(params: optax.Params, state: optax.OptState) -> optax.Params:
     """The weights that the optimizer steps: those of the model together with their residuals, in at least float32.
 
     Args:
-        params: the model's weights.
-        state: the optimizer's state. If there is a `RoundingState` with residuals in it, they are those of `params`;
-            if there is none, the weights are only cast.
+        params: the model's weights. Leaves that are no floating or complex arrays are returned as they are.
+        state: the optimizer's state. Residuals are found anywhere inside, each for its own leaves: in chains, guards,
+            `optax.partition` and `optax.masked`, and in the variables of `nnx.Optimizer`. Weights without residuals are
+            only cast.
 
     Returns:
         Tree of the structure and shapes of `params`.
 
     Raises:
-        ValueError: there are several states with residuals, or they are of other parameters.
-        TypeError: a leaf of `params` has no shape and dtype.
+        ValueError: residuals are of other parameters, or several of one.
 
     Example:
         >>> tx, params = round_weights("residual8"), jnp.ones(1, jnp.bfloat16)
@@ -136,19 +159,44 @@ def full_weights(params: optax.Params, state: optax.OptState) -> optax.Params:
         >>> print(params, f"{full_weights(params, state)[0]:.4f}")
         [1] 1.0010
     """
-    checks.abstract(params, "params")
-    nodes = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, RoundingState))
-    found = [x.residual for x in nodes if isinstance(x, RoundingState) and jax.tree.leaves(x.residual)]
-    if not found:
-        return jax.tree.map(widen, params)
-    if len(found) > 1:
-        raise ValueError(f"state must have residuals in one place, got {len(found)} of them")
-    leaves, structure = jax.tree.flatten(params)
-    residuals = counterparts(params, found[0], "residual", same_rank)
-    kinds = {kind.residual_dtype: kind for kind in (Residual8(), Residual16())}
-    return structure.unflatten(
-        kinds[r.dtype].weights(p, r) if _short(p) else widen(p) for p, r in zip(leaves, residuals, strict=True)
-    )
+    leaves = leaves_with_path(params)
+    places = jax.tree.structure(unwrapped(params)).unflatten(range(len(leaves)))
+    residuals: list[Any] = [None] * len(leaves)
+    for node in jax.tree.leaves(unwrapped(state), is_leaf=lambda x: isinstance(x, RoundingState)):
+        if not isinstance(node, RoundingState) or not jax.tree.leaves(node.residual):
+            continue
+        found = belonging(node.residual, places)
+        if found is None:
+            raise ValueError(
+                f"params and the residual in state differ in structure: "
+                f"{difference(params, 'params', node.residual, 'the residual')}"
+            )
+        for number, residual in found:
+            if residuals[number] is not None:
+                raise ValueError(f"state must have one residual of params{keystr(leaves[number][0])}, got two")
+            residuals[number] = _checked(*leaves[number], residual)
+    full = [_full(p, residual) for (_, p), residual in zip(leaves, residuals, strict=True)]
+    return jax.tree.structure(params).unflatten(full)
+
+
+def _full(p: Any, residual: Any) -> Any:
+    """A weight and its residual; what is no weight is itself."""
+    if not jnp.issubdtype(getattr(p, "dtype", type(p)), jnp.inexact):
+        return p
+    return KINDS[residual.dtype].weights(p, residual) if residual is not None and _short(p) else widen(p)
+
+
+def _checked(path: Any, p: Any, residual: Any) -> Any:
+    """A weight's residual; refused if it is another's."""
+    shape = shape_of(p)
+    if residual.shape == (shape if _short(as_array(p)) else (1,) * len(shape)):
+        return residual
+    if residual.shape == shape:
+        raise ValueError(
+            f"params{keystr(path)} is {p.dtype.name}, but the residual in state is of a weight of 16 bits: apply "
+            "updates by tx.step or optax.apply_updates, which keep the weights' dtypes (eqx.apply_updates does not)"
+        )
+    raise ValueError(f"params{keystr(path)} has shape {shape}, but its residual in state has shape {residual.shape}")
 
 
 def _short(p: Any) -> bool:
