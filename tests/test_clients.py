@@ -109,6 +109,27 @@ def test_injected_learning_rate_can_be_read_and_changed():
     chex.assert_trees_all_close(after, jax.tree.map(lambda u: 2 * u, before), rtol=1e-6)
 
 
+def test_functions_among_injected_arguments():
+    """Optax takes a function for a schedule, unless static_args names it."""
+    by_rank = optax.inject_hyperparams(adamite.adamw, static_args=("moments",))
+    tx = by_rank(1e-2, moments=lambda path, leaf: "int8" if leaf.size >= 4096 else "float32")
+    state = tx.init({"w": jnp.ones((16, 256)), "b": jnp.ones(3)})
+    assert state.inner_state[0].mu.codes["w"].dtype == jnp.int8
+    params = fresh()
+    injected, plain = (make(1e-2) for make in (optax.inject_hyperparams(adamite.adam_mini), adamite.adam_mini))
+    ours, theirs = (jax.jit(tx.update)(params, tx.init(params), params)[0] for tx in (injected, plain))
+    chex.assert_trees_all_close(ours, theirs, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32])
+def test_rates_as_numpy_has_them(dtype):
+    params = fresh()
+    for rate in (np.array(1, dtype), dtype(1)):
+        assert_same_bits(
+            *(jax.jit(tx.update)(params, tx.init(params), params) for tx in (adamite.adam(rate), adamite.adam(1.0)))
+        )
+
+
 class TestFlaxNNX:
     class Model(nnx.Module):
         def __init__(self, rngs):

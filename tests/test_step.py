@@ -236,7 +236,11 @@ def test_calls_that_cannot_be_meant(case):
         tx.step(**({"grads": params, "state": tx.init(params), "params": params} | wrong))
 
 
-ON_A_GPU = {"auto": "", "pallas": "Pallas kernels are for TPUs", "native": "native kernels are for CPUs"}
+ON_A_GPU = {
+    "auto": "no kernel is for this platform",
+    "pallas": "Pallas kernels are for TPUs",
+    "native": "native kernels are for CPUs",
+}
 
 
 @pytest.mark.parametrize("engine", ON_A_GPU)

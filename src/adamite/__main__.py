@@ -4,6 +4,7 @@ import argparse
 import math
 import re
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from adamite.sharding.layout import names_of
 
 MOMENTS = ("float32", "bfloat16", "int8", "int8+float8")
 MOST, MOST_DEVICES = 10**13, 10**6
+UNITS = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 FLOAT32 = 16  # bytes of optax.adamw: weights, gradients, mu and nu, 4 each
 ASSUMED = """\
 The model is taken to be a decoder: in each layer four matrices, (d, 3d), (d, d), (d, 4d), (4d, d), and two vectors of
@@ -60,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         epilog=ASSUMED,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    memory.add_argument("--params", type=_count, required=True, metavar="N", help="number of parameters, such as 8e9")
+    number = "number of parameters, such as 124M, 8B or 8e9"
+    memory.add_argument("--params", type=_count, required=True, metavar="N", help=number)
     memory.add_argument("--moments", choices=MOMENTS, default="float32", help="how moments are kept (float32)")
     memory.add_argument("--rounding", choices=tuple(ROUNDINGS), help="how 16-bit weights take updates (as in optax)")
     weights = "dtype of weights and gradients (bfloat16 with a rounding, else float32)"
@@ -132,10 +135,14 @@ def _beside(report: MemoryReport, options: argparse.Namespace) -> list[str]:
 
 
 def _count(text: str) -> int:
-    """A whole number."""
-    number = _number(text)
-    if not (1 <= number <= MOST and number == int(number)):
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {MOST:.0e}, such as 8e9, got {text!r}")
+    """A whole number, such as 124M."""
+    digits, unit = (text[:-1], UNITS[text[-1].upper()]) if text[-1:].upper() in UNITS else (text, 1)
+    try:
+        number = Fraction(digits) * unit
+    except (ValueError, ZeroDivisionError):
+        number = Fraction(0)
+    if not (1 <= number <= MOST and number.denominator == 1):
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {MOST:.0e}, such as 124M, got {text!r}")
     return int(number)
 
 

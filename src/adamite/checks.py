@@ -209,7 +209,9 @@ def _or_schedule(check: Callable[[str, Any], Any], name: str, value: Any) -> Any
 
 
 def _number(name: str, value: Any, must: str, allowed: Callable[[float], bool]) -> jax.typing.ArrayLike:
-    if isinstance(value, numbers.Real) and not isinstance(value, bool):  # numpy's scalars, too: their width is no wish
+    if isinstance(value, np.ndarray) and value.shape == () and _is_real(value.dtype):
+        value = value[()]
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):  # numpy's, too: their width is no wish
         value = float(value)
         if not allowed(value):
             raise ValueError(f"{name} must {must}, got {value}")
@@ -219,7 +221,12 @@ def _number(name: str, value: Any, must: str, allowed: Callable[[float], bool]) 
     if value.shape != ():
         raise ValueError(f"{name} must be a number or an array of shape (), got shape {value.shape}")
     if not is_traced(value) and not allowed(float(value)):
-        hint = " (it was rounded to that dtype before it came here)" if value.dtype.itemsize < 4 else ""
+        hint = ""
+        if value.dtype.itemsize < 4:
+            hint = (
+                ", to which it was rounded before it came here: give it in float32, "
+                "as optax.inject_hyperparams does with hyperparam_dtype=jnp.float32"
+            )
         raise ValueError(f"{name} must {must}, got {float(value)} of dtype {value.dtype.name}{hint}")
     return cast(jnp.asarray(value), wide_dtype(value.dtype))  # a weakly typed number stays that
 

@@ -56,7 +56,7 @@ class LeafMemory(NamedTuple):
     engine: str = ""
     """What takes its step: "xla", "pallas" or "native"; "" if it was not asked for."""
     why_xla: str = ""
-    """Why it is XLA, if another was asked for."""
+    """Why it is XLA."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -354,3 +354,29 @@ def test_bad_calls_are_refused():
     for message, arguments, shapes, attributes in bad:
         with pytest.raises(Exception, match=message):
             call(arguments, shapes, **attributes)
+
+
+EXPORTED = """
+import jax, jax.export, jax.numpy as jnp, adamite
+from adamite.kernels import native
+tx, params = adamite.adamw(1e-2, moments="int8"), {"w": jnp.ones((16, 256))}
+state = tx.init(params)
+alone, plain = jax.jit(tx.step), jax.jit(lambda *of: tx.step(*of, engine="xla"))
+known = [jax.export.DisabledSafetyCheck.custom_call(native.TARGET)]
+try:
+    jax.export.export(alone)(params, state, params)
+except ValueError as error:
+    assert native.TARGET in str(error)
+    print("refused")
+for exported in (jax.export.export(plain), jax.export.export(alone, disabled_checks=known)):
+    ours, theirs = (step(params, state, params)[0]["w"] for step in (exported(params, state, params).call, alone))
+    print(bool(jnp.allclose(ours, theirs, rtol=1e-6)))
+"""
+
+
+@pytest.mark.more
+def test_a_step_is_exported():
+    """JAX exports the custom calls that it knows. XLA's step has none; a kernel's has to be named."""
+    one_device = {name: x for name, x in os.environ.items() if name != "XLA_FLAGS"} | {"JAX_NUM_CPU_DEVICES": "1"}
+    done = subprocess.run([sys.executable, "-c", EXPORTED], capture_output=True, text=True, check=True, env=one_device)
+    assert done.stdout.split() == ["refused", "True", "True"]

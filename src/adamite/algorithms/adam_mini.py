@@ -95,7 +95,7 @@ def scale_by_adam_mini(
     eps: jax.typing.ArrayLike = 1e-8,
     mu_dtype: jax.typing.DTypeLike | None = None,
     *,
-    partition: Partition = adam_mini_partition,
+    partition: Partition | None = None,
     moments: Any = "float32",
 ) -> Optimizer:
     """Adam-mini's direction, not yet scaled by a learning rate nor negated.
@@ -105,7 +105,8 @@ def scale_by_adam_mini(
         b2: see `adamite.scale_by_adam`.
         eps: see `adamite.scale_by_adam`.
         mu_dtype: see `adamite.scale_by_adam`.
-        partition: gives the axes of a leaf to average over, from its path and the leaf; called by init alone.
+        partition: a function that gives the axes of a leaf to average over, from its path and the leaf; called by init
+            alone. None: `adam_mini_partition`.
         moments: see `adamite.scale_by_adam`.
 
     Returns:
@@ -130,7 +131,7 @@ def scale_by_adam_mini(
     """
     b1, b2 = checks.decay_rate("b1", b1), checks.decay_rate("b2", b2)
     eps, mu_dtype = checks.non_negative("eps", eps), checks.floating_dtype("mu_dtype", mu_dtype)
-    partition = checks.function("partition", partition)
+    partition = adam_mini_partition if partition is None else checks.function("partition", partition)
 
     rule = adam_mini_rule(b1=b1, b2=b2, eps=eps)
     return from_rule(rule, optax.ScaleByAdamState, {"mu": Dense(mu_dtype), "nu": PerBlock(partition)}, moments)
@@ -146,7 +147,7 @@ def adam_mini(
     weight_decay: optax.ScalarOrSchedule = 0.0,
     mask: Any = None,
     *,
-    partition: Partition = adam_mini_partition,
+    partition: Partition | None = None,
     moments: Any = "float32",
     rounding: Any = None,
 ) -> Optimizer:

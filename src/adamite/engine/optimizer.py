@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from adamite import checks
-from adamite.kernels import ENGINES, recorded, wanted
+from adamite.kernels import ENGINES, recorded, unwanted
 from adamite.numerics import is_none
 
 Take = Callable[[optax.Updates, optax.OptState, optax.Params, str, dict[str, Any]], tuple[optax.Params, optax.OptState]]
@@ -78,7 +78,7 @@ class Optimizer(optax.GradientTransformationExtraArgs):
         engine = checks.one_of("engine", engine, ENGINES)
         if params is None:
             raise TypeError("params must be the tree of parameters, got None: call step(grads, state, params)")
-        if self.take is not None and wanted(engine):
+        if self.take is not None and not unwanted(engine):
             return self.take(grads, state, params, engine, extra_args)
         updates, state = self.update(grads, state, params, **extra_args)
         return apply_updates(params, updates), state
@@ -92,7 +92,7 @@ def optimizer(init: Any, update: Any, take: Take | None = None) -> Optimizer:
 
 
 def engines(tx: optax.GradientTransformation, state: Any, params: optax.Params, engine: str) -> list[tuple[str, str]]:
-    """The engine of each parameter in a jitted step, and why it is XLA if another was asked for.
+    """The engine of each parameter in a jitted step, and why it is XLA where it is.
 
     Args:
         tx: any transformation.
@@ -105,7 +105,7 @@ def engines(tx: optax.GradientTransformation, state: Any, params: optax.Params, 
     with recorded() as choices:
         jax.eval_shape(step, params, state, params)
     found = {choice.number: (choice.engine, choice.why) for choice in choices}
-    why = "this optimizer has no step in one pass" if engine not in ("auto", "xla") else ""
+    why = unwanted(engine) or "this optimizer has no step in one pass"
     return [found.get(number, ("xla", why)) for number in range(len(jax.tree.leaves(params)))]
 
 

@@ -33,7 +33,7 @@ class Choice(NamedTuple):
     number: int
     engine: str
     why: str
-    """Why it is not the engine that was asked for; else ""."""
+    """Why it is XLA; "" where it is a kernel."""
 
 
 _record: contextvars.ContextVar[list[Choice] | None] = contextvars.ContextVar("adamite_choices", default=None)
@@ -50,16 +50,21 @@ def recorded() -> Iterator[list[Choice]]:
         _record.reset(token)
 
 
-def wanted(engine: str) -> bool:
-    """Whether any kernel may be asked for a leaf, on this machine."""
-    return _asked(engine) != "xla"
+def unwanted(engine: str) -> str:
+    """Why no kernel is asked for, on this machine; "" if one is."""
+    if _asked(engine) != "xla":
+        return ""
+    if engine == "xla":
+        return "it was asked for"
+    return "adamite-native is not installed" if jax.default_backend() == "cpu" else "no kernel is for this platform"
 
 
 def choose(engine: str, fused: Fused, scalars: Any, leaf: Leaf, elementwise: bool) -> str:
     """The engine that takes a leaf: "xla", or another that was asked for and can."""
-    asked = _asked(engine)
-    why = "" if asked == "xla" else _elsewhere(asked, fused, leaf) if elementwise else "its step needs the whole leaf"
-    if asked != "xla" and not why:
+    asked, why = _asked(engine), unwanted(engine)
+    if asked != "xla":
+        why = _elsewhere(asked, fused, leaf) if elementwise else "its step needs the whole leaf"
+    if not why:
         why = _unserved(asked, fused, scalars, leaf)
     if engine == "auto" and asked == "pallas" and not why:
         plain = fused.block == 1 or leaf.p.ndim < 2 or leaf.p.shape[-1] % 128
