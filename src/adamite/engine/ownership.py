@@ -40,16 +40,16 @@ def belonging(node: Any, places: Any) -> list[tuple[int, Any]] | None:
 
     Something may be left out of the tree, see above.
     """
-    arrays, structure = jax.tree.flatten(node, is_leaf=_is_absent)
+    arrays, structure = jax.tree.flatten(node, is_leaf=is_absent)
     try:
         numbers = structure.flatten_up_to(places)
     except (TypeError, ValueError):
         return None
-    pairs = [(n, x) for n, x in zip(numbers, arrays, strict=True) if not _is_absent(x)]
+    pairs = [(n, x) for n, x in zip(numbers, arrays, strict=True) if not is_absent(x)]
     return pairs if all(isinstance(n, int) for n, _ in pairs) else None
 
 
-def _is_absent(node: Any) -> bool:
+def is_absent(node: Any) -> bool:
     """Whether it holds the place of an array that is not there."""
     return node is None or isinstance(node, optax.MaskedNode)
 

@@ -11,7 +11,7 @@ from adamite import checks
 from adamite.engine.leafwise import leafwise
 from adamite.engine.matching import counterparts, difference, same_rank, shape_of
 from adamite.engine.optimizer import Optimizer
-from adamite.engine.ownership import belonging
+from adamite.engine.ownership import belonging, is_absent
 from adamite.engine.parts import Part
 from adamite.engine.placement import beside
 from adamite.identity import described, identity
@@ -167,10 +167,9 @@ def full_weights(params: optax.Params, state: optax.OptState) -> optax.Params:
             continue
         found = belonging(node.residual, places)
         if found is None:
-            raise ValueError(
-                f"params and the residual in state differ in structure: "
-                f"{difference(params, 'params', node.residual, 'the residual')}"
-            )
+            whole = jax.tree.map(lambda _: 0, node.residual, is_leaf=is_absent)
+            first = difference(unwrapped(params), "params", whole, "the residual")
+            raise ValueError(f"params and the residual in state differ in structure: {first}")
         for number, residual in found:
             if residuals[number] is not None:
                 raise ValueError(f"state must have one residual of params{keystr(leaves[number][0])}, got two")
