@@ -81,6 +81,18 @@ def test_updates_are_rounded_once():
     chex.assert_trees_all_equal(decayed, plain)
 
 
+def test_updates_without_params_are_not_rounded():
+    """With them, an update has the wider dtype of gradient and weight, as optax's has by promotion."""
+    g = {"w": jnp.ones(3, jnp.float16)}
+    ours, theirs = (library.sgd(2e-8).update(g, library.sgd(2e-8).init(g))[0]["w"] for library in (adamite, optax))
+    assert (ours.dtype, theirs.dtype) == (jnp.float32, jnp.float16)
+    assert np.all(theirs == 0)
+    np.testing.assert_array_equal(ours, np.float32(-2e-8))
+    for library in (adamite, optax):
+        wide, _ = one_step(library, {"w": jnp.ones(3)}, g)
+        assert wide["w"].dtype == jnp.float32
+
+
 def test_none_gradients():
     params, g = {"a": jnp.ones(2), "b": jnp.ones(2)}, {"a": jnp.ones(2), "b": None}
     with pytest.raises(ValueError, match="None"):
