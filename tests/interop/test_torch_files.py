@@ -1,6 +1,8 @@
 """State dicts as files."""
 
 import json
+import pathlib
+import pickle
 import re
 
 import numpy as np
@@ -89,6 +91,47 @@ def test_what_is_no_safetensors_file(tmp_path, content):
     (tmp_path / "adam").write_bytes(content)
     with pytest.raises(RefusedError, match="adam must be a whole safetensors file: "):
         interop.read_torch(tmp_path / "adam")
+
+
+PICKLES = {
+    "zip": b"PK\x03\x04\0\0\x08\x08" + bytes(18) + b"\x0d\0\x15\0adam/data.pklFB",  # of torch 2.13
+    "legacy": b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.",  # before torch 1.6
+    "protocol 5": pickle.dumps({"state": {}, "param_groups": []}, protocol=5),
+}
+
+
+@pytest.mark.parametrize("kind", PICKLES)
+def test_a_file_of_torch_save_is_refused_with_what_to_do(tmp_path, kind):
+    (tmp_path / "adam.pt").write_bytes(PICKLES[kind])
+    message = (
+        r"adam\.pt must be a safetensors file, got one of torch\.save: that is a pickle, a program, and is not read"
+    )
+    with pytest.raises(RefusedError, match=message) as refused:
+        interop.read_torch(tmp_path / "adam.pt")
+    assert 'safetensors.torch.save_file(tensors, "adam.safetensors", {"param_groups":' in str(refused.value)
+    manual = (pathlib.Path(__file__).parents[2] / "docs/interop.md").read_text()
+    assert all(line.strip() in manual for line in str(refused.value).splitlines()[2:])
+    with pytest.raises(RefusedError, match=message) as refused:
+        interop.load_weights(tmp_path / "adam.pt", {"w": np.ones(2, np.float32)})
+    assert "safetensors.torch.save_file({name: x.contiguous()" in str(refused.value)
+
+
+def test_a_cut_off_file_whose_header_begins_as_a_pickle_is_not_called_one(tmp_path):
+    for length in range(2, 6):
+        header = 0x80 + 256 * length
+        (tmp_path / "adam").write_bytes(header.to_bytes(8, "little") + b"{")
+        with pytest.raises(RefusedError, match="adam must be a whole safetensors file: "):
+            interop.read_torch(tmp_path / "adam")
+
+
+def test_a_whole_file_whose_header_begins_as_a_pickle_is_read(tmp_path):
+    path = tmp_path / "adam"
+    for padding in range(2048):
+        save_file(TENSORS, path, {"param_groups": json.dumps([GROUP | {"padding": "x" * padding}])})
+        if path.read_bytes()[:2] == b"\x80\x02":
+            break
+    assert path.read_bytes()[:2] == b"\x80\x02"
+    assert interop.read_torch(path)["state"][0]["step"] == 3
 
 
 def test_no_file_is_an_error_of_the_system(tmp_path):

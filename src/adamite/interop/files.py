@@ -33,6 +33,9 @@ DTYPES = {
 }
 """What a header calls the dtypes of NumPy."""
 
+PICKLES = {b"\x80" + bytes([protocol]) for protocol in range(2, 6)}
+"""How pickles begin. A file of ``torch.save`` is one or, since torch 1.6, a zip archive with one in it."""
+
 LARGEST = 2**60
 """An array without elements may claim any shape; no axis is as long as this."""
 
@@ -72,8 +75,12 @@ class File:
 
 
 @contextlib.contextmanager
-def opened(path: str | os.PathLike[str]) -> Iterator[File]:
+def opened(path: str | os.PathLike[str], recipe: str) -> Iterator[File]:
     """The file, open.
+
+    Args:
+        path: of the file.
+        recipe: lines that write such a file in torch, for the error about one of ``torch.save``.
 
     Raises:
         RefusedError: it is no safetensors file, or is cut off.
@@ -82,13 +89,25 @@ def opened(path: str | os.PathLike[str]) -> Iterator[File]:
     from safetensors import SafetensorError, safe_open
 
     name = checks.path("path", path)
-    with open(name, "rb"):  # what cannot be opened is told by Python
-        pass
+    with open(name, "rb") as file:  # what cannot be opened is told by Python
+        begin = file.read(1024)
     try:
         with safe_open(name, framework="np") as file:
             yield File(name, file)
     except SafetensorError as error:
+        if _is_pickle(begin):
+            raise RefusedError(
+                f"{name} must be a safetensors file, got one of torch.save: that is a pickle, a program, and is not "
+                f"read. Write it anew, in torch:\n{recipe}"
+            ) from None
         raise RefusedError(f"{name} must be a whole safetensors file: {error}") from None
+
+
+def _is_pickle(begin: bytes) -> bool:
+    """Whether a file that is no safetensors file is one of ``torch.save``, by its first bytes."""
+    if begin[:4] == b"PK\x03\x04":
+        return b"data.pkl" in begin  # the name of the archive's first file
+    return begin[:2] in PICKLES and begin[2:8] != bytes(6)  # a header's length, of a safetensors file that is cut off
 
 
 def replace(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:

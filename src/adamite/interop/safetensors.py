@@ -15,6 +15,11 @@ from adamite.engine import full_weights
 from adamite.interop.files import DTYPES, opened, replace
 from adamite.interop.names import Names, Place, path_name, places
 
+RECIPE = """\
+    weights = torch.load(path, weights_only=True)
+    safetensors.torch.save_file({name: x.contiguous() for name, x in weights.items()}, "model.safetensors")"""
+"""How weights get out of a pickle, in torch."""
+
 
 def save_weights(
     path: str | os.PathLike[str],
@@ -84,15 +89,15 @@ def load_weights(
         Tree like `like`, the same bits as in the file.
 
     Raises:
-        RefusedError: the file is damaged; it has a weight too many or too few, or one of another shape or dtype; a
-            weight is not finite.
+        RefusedError: the file is damaged, or one of ``torch.save``; it has a weight too many or too few, or one of
+            another shape or dtype; a weight is not finite.
         ValueError: `mapping` does not fit `like`.
         TypeError: an argument is the wrong kind of thing.
         OSError: the file cannot be opened.
     """
     allow_nonfinite = checks.flag("allow_nonfinite", allow_nonfinite)
     spots = {place.path: place for place in _named(like, mapping, "like")}
-    with opened(path) as file:
+    with opened(path, RECIPE) as file:
         for place in spots.values():
             header, wanted = file.headers.get(str(place.name)), (place.shape, place.leaf.dtype.name)
             if header is None:

@@ -3,7 +3,7 @@
     "state.<key>.<field>"      the tensors
     "param_groups"             in the file's metadata, as JSON
 
-A file from ``torch.save`` is a pickle, and a pickle is a program; this is none.
+A file of ``torch.save`` is a pickle, and a pickle is a program; this is none.
 """
 
 import json
@@ -21,6 +21,12 @@ from adamite.interop.state_dicts import numbers, parsed, step_tensor
 LONGEST = 2**24
 """Characters of the groups' JSON: a million parameters take half of it."""
 
+RECIPE = """\
+    found = torch.load(path, weights_only=True)  # optimizer.state_dict(), see docs/interop.md
+    tensors = {f"state.{key}.{field}": x for key, kept in found["state"].items() for field, x in kept.items()}
+    safetensors.torch.save_file(tensors, "adam.safetensors", {"param_groups": json.dumps(found["param_groups"])})"""
+"""How a state dict gets out of a pickle, in torch."""
+
 
 def read_torch(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A state dict from a file of `write_torch`, or of the recipe for torch in the manual.
@@ -33,6 +39,7 @@ def read_torch(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         RefusedError: the file is damaged or foreign, whatever its bytes are. Nothing larger than the file is allocated.
+            A file of ``torch.save`` is refused, too; the error has the lines that write it anew.
         OSError: it cannot be opened.
 
     Example:
@@ -45,7 +52,7 @@ def read_torch(path: str | os.PathLike[str]) -> dict[str, Any]:
         >>> print(again["state"][0]["step"], again["param_groups"] == [group])
         7.0 True
     """
-    with opened(path) as file:
+    with opened(path, RECIPE) as file:
         groups = _groups(file)
         keys = {str(key): key for key in parsed({"state": {}, "param_groups": groups}).groups}
         state: dict[Name, dict[str, np.ndarray]] = {}
