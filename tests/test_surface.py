@@ -23,6 +23,8 @@ GOOD = {
     "moments": "int8",
     "state": (),
     "decay": 0.9,
+    "transforms": {"a": optax.sgd(0.1)},
+    "param_labels": "a",
 }
 ADAM = adamite.adam(1e-3)
 STATE = ADAM.init(PARAMS)
@@ -54,7 +56,6 @@ LEFT_OUT = {
     "save_weights(state)": "a state without residuals has nothing to add",
     "torch_optimizer(params)": "asked for where groups differ only: tests/interop",
     "torch_optimizer(mapping)": "asked for where groups differ only: tests/interop",
-    "to_torch(like)": "the error calls it what it must be, a state_dict",
     "manager(options)": "Orbax's",
     "manager(also)": "Orbax's",
     "save(also)": "Orbax's",

@@ -12,7 +12,9 @@ from safetensors.numpy import load_file
 from adamite import interop
 
 HERE = pathlib.Path(__file__).parent.parent / "fixtures" / "torch"
-RUNS = ["adam", "adam_l2", "adamw", "adamw_groups", "adam_amsgrad", "adamw_amsgrad"]
+RUNS = ["adam", "adam_l2", "adamw", "adamw_groups", "adamw_rates", "adam_amsgrad", "adamw_amsgrad"]
+FACTORS = [lambda count: 1 / (1 + 0.1 * count), lambda count: 0.98**count]
+"""What "adamw_scheduled" multiplies the rates of its groups by; but for that it is "adamw_rates"."""
 SHAPES = {"first.weight": (4, 3), "first.bias": (4,), "second.weight": (2, 4), "second.bias": (2,)}
 MAPPING = {
     "first.kernel": ("first.weight", (1, 0)),
@@ -58,7 +60,7 @@ def weights(run, step):
     return ours({name: stored[f"{step}.{name}"] for name in SHAPES})
 
 
-STATE_DICTS = {run: interop.read_torch(HERE / f"{run}.safetensors") for run in RUNS}
+STATE_DICTS = {run: interop.read_torch(HERE / f"{run}.safetensors") for run in [*RUNS, "adamw_scheduled"]}
 
 
 def state_dict(run):

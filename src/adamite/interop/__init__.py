@@ -3,9 +3,11 @@
     names            what an array is called there, and how its axes lie
     settings         what torch steps a group of parameters with
     state_dicts      what a state dict of torch's looks like
-    arguments        what a transformation says of itself that torch has, too, and where they differ
+    arguments        what a transformation says of each parameter that torch says, too
+    comparison       where the two differ
     torch_recipes    what a torch optimizer does, as a transformation
-    rule_states      the state of Adam in the state of an optimizer
+    partitions       a transformation for each group of parameters
+    rule_states      the states of Adam in the state of an optimizer
     torch_in, _out   state dicts to states, and back
     files            safetensors files: looked at before they are read, replaced in one piece
     torch_files      state dicts as such files
@@ -15,6 +17,7 @@ Torch is never imported and nothing is ever unpickled. Files need the package sa
 """
 
 from adamite.interop.names import flax_names
+from adamite.interop.partitions import partition
 from adamite.interop.safetensors import load_weights, save_weights
 from adamite.interop.torch_files import read_torch, write_torch
 from adamite.interop.torch_in import from_torch
@@ -25,6 +28,7 @@ __all__ = [
     "flax_names",
     "from_torch",
     "load_weights",
+    "partition",
     "read_torch",
     "save_weights",
     "to_torch",

@@ -1,18 +1,15 @@
-"""What a transformation says of itself that torch has, too; and where the two differ."""
+"""What a transformation says of each parameter that torch says, too."""
 
-import math
-from collections.abc import Collection, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import optax
 from jax.tree_util import tree_leaves_with_path
 
-from adamite.checks import RefusedError
 from adamite.identity import identity
-from adamite.interop.names import Name, path_name
-from adamite.interop.settings import common
-from adamite.interop.state_dicts import StateDict
+from adamite.interop.names import path_name
+from adamite.interop.partitions import partition
 
 BUILDERS = ("adam", "adamw", "scale_by_adam", "amsgrad", "scale_by_amsgrad")
 FIXED = {
@@ -31,27 +28,92 @@ NUMBERS = ("learning_rate", "b1", "b2", "eps", "weight_decay")
 ARGUMENTS = (*NUMBERS, "decoupled", "mask", *FIXED)
 
 
-def arguments(tx: Any) -> dict[str, Any]:
-    """Of `ARGUMENTS` those that `tx` has; none if it does not say what it is.
+class Told(NamedTuple):
+    """What a transformation says of one parameter."""
+
+    group: tuple[int, ...]  # its group in each `partition`, then which of the states of Adam has its moments
+    known: dict[str, Any]  # of `ARGUMENTS` those that it has; none if it does not say what it is
+    decays: bool  # whether its weight decay, if it has one, is for this parameter
+
+
+def arguments(tx: Any, params: optax.Params, rules: dict[str, Any]) -> dict[str, Told]:
+    """What `tx` says of each parameter that it steps, by its path.
 
     "decoupled" tells whether it decays weights behind Adam. It is there, as "mask" is, only if weights decay.
+
+    Args:
+        tx: the transformation.
+        params: our parameters, or their shapes and dtypes.
+        rules: see `rule_states`, of a state of `tx`.
 
     Raises:
         ValueError: it is no Adam that torch has, or decays weights in two places.
 
     Example:
         >>> from adamite import adamw, skip_nonfinite
-        >>> told = arguments(skip_nonfinite(adamw(1e-3, weight_decay=0.1)))
-        >>> told["learning_rate"], told["weight_decay"], told["decoupled"]
-        (0.001, 0.1, True)
+        >>> from adamite.interop.rule_states import rule_states
+        >>> tx, params = skip_nonfinite(adamw(1e-3, weight_decay=0.1)), {"w": jax.numpy.ones(2)}
+        >>> told = arguments(tx, params, rule_states(tx.init(params)))["w"]
+        >>> told.known["learning_rate"], told.known["weight_decay"], told.known["decoupled"], told.decays
+        (0.001, 0.1, True, True)
     """
-    told = list(_builders(identity(tx)))
+    of = identity(tx)
+    labels: dict[int, dict[str, Any]] = {}
+    known: dict[tuple[int, ...], dict[str, Any]] = {}
+    decays: dict[tuple[int, ...], dict[str, bool]] = {}
+
+    def number(one: Any, path: str) -> int:
+        if id(one) not in labels:
+            labels[id(one)] = spread(one["param_labels"](params), params)
+        return list(one["transforms"]).index(labels[id(one)][path])
+
+    order = list(dict.fromkeys(map(id, rules.values())))
+    found = {}
+    for path, rule in rules.items():
+        builders, group = _route(of, path, number)
+        if group not in known:
+            known[group] = _known(builders)
+            decays[group] = decaying(known[group].get("mask"), params)
+        found[path] = Told((*group, order.index(id(rule))), known[group], decays[group][path])
+    return found
+
+
+def decaying(mask: Any, params: optax.Params) -> dict[str, bool]:
+    """Whether each parameter decays, by its path."""
+    mask = mask(params) if callable(mask) else True if mask is None else mask
+    return {path: bool(one) for path, one in spread(mask, params).items()}
+
+
+def spread(prefix: Any, params: optax.Params) -> dict[str, Any]:
+    """What a prefix of the parameters' structure says of each parameter, by its path."""
+    whole = jax.tree.map(lambda one, below: jax.tree.map(lambda _: one, below), prefix, params)
+    return {path_name(path): one for path, one in tree_leaves_with_path(whole)}
+
+
+def _route(of: Any, path: str, number: Callable[[Any, str], int]) -> tuple[list[dict[str, Any]], tuple[int, ...]]:
+    """All identities in one, the outer first, a chain's in its order; of each partition those of one group, and which.
+
+    Args:
+        of: the identity.
+        path: the parameter's.
+        number: the group of a parameter in a partition.
+    """
+    if isinstance(of, dict) and of.get("name") == partition.__name__:
+        chosen = number(of, path)
+        builders, group = _route(list(of["transforms"].values())[chosen], path, number)
+        return builders, (chosen, *group)
+    own = [of] if isinstance(of, dict) and isinstance(of.get("name"), str) else []
+    inside = [_route(one, path, number) for one in (own[0].values() if own else of if isinstance(of, tuple) else ())]
+    return own + [one for builders, _ in inside for one in builders], tuple(n for _, group in inside for n in group)
+
+
+def _known(told: list[dict[str, Any]]) -> dict[str, Any]:
     rules = [number for number, of in enumerate(told) if "b1" in of]
     if not rules:
         return {}
     if told[rules[0]]["name"] not in BUILDERS:
         raise ValueError(f"tx must be Adam, AdamW or AMSGrad, got {told[rules[0]]['name']}")
-    decays = [number for number, of in enumerate(told) if not _is_zero(of.get("weight_decay", 0.0))]
+    decays = [number for number, of in enumerate(told) if not is_zero(of.get("weight_decay", 0.0))]
     if len(decays) > 1:
         raise ValueError(f"tx must decay weights in one place, got {' and '.join(told[n]['name'] for n in decays)}")
     known = {name: x for of in reversed(told) for name, x in of.items() if name in (*NUMBERS, *FIXED)}
@@ -61,44 +123,6 @@ def arguments(tx: Any) -> dict[str, Any]:
     return known
 
 
-def check_same(
-    known: dict[str, Any], found: StateDict, keys: dict[str, Name], params: optax.Params, allow: Collection[str]
-) -> None:
-    """Refuse settings of torch's that are not the transformation's, but for schedules and what is allowed.
-
-    Raises:
-        RefusedError: one differs; names it and both values.
-    """
-    its = common(found.settings)
-    theirs: dict[str, Any] = FIXED | {name: getattr(its, name) for name in NUMBERS}
-    if its.weight_decay and its.decoupled is not None:
-        theirs["decoupled"] = its.decoupled
-    for name, value in theirs.items():
-        ours = known.get(name, value)
-        # Torch's may have been rounded to float32, in which all is computed.
-        if name not in allow and not callable(ours) and not math.isclose(value, float(ours), rel_tol=1e-7):
-            raise RefusedError(f"{name}: torch has {value}, tx {ours}; allow={(name,)} keeps that of tx")
-    if its.weight_decay and "mask" in known and "mask" not in allow:
-        for path, ours in decaying(known["mask"], params).items():
-            if ours != bool(found.settings[found.groups[keys[path]]].weight_decay):
-                one, other = ("tx", "torch") if ours else ("torch", "tx")
-                raise RefusedError(f"mask: {one} decays {path}, {other} does not; allow=('mask',) keeps that of tx")
-
-
-def decaying(mask: Any, params: optax.Params) -> dict[str, bool]:
-    """Whether each parameter decays, by its path."""
-    mask = mask(params) if callable(mask) else True if mask is None else mask
-    whole = jax.tree.map(lambda one, below: jax.tree.map(lambda _: bool(one), below), mask, params)
-    return {path_name(path): one for path, one in tree_leaves_with_path(whole)}
-
-
-def _builders(of: Any) -> Iterator[dict[str, Any]]:
-    """All identities in one, the outer first, a chain's in its order."""
-    if isinstance(of, dict) and isinstance(of.get("name"), str):
-        yield of
-    for one in of.values() if isinstance(of, dict) else of if isinstance(of, tuple) else ():
-        yield from _builders(one)
-
-
-def _is_zero(decay: Any) -> bool:
+def is_zero(decay: Any) -> bool:
+    """Whether it is 0, and no schedule."""
     return not callable(decay) and float(decay) == 0

@@ -9,7 +9,7 @@ Ours is called by its path, ``jax.tree_util.keystr(path, simple=True, separator=
 gives that. Without a mapping the names there are ours.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -52,13 +52,14 @@ def path_name(path: jax.tree_util.KeyPath) -> str:
     return keystr(path, simple=True, separator=".")
 
 
-def places(params: Any, mapping: Names | None, name: str = "params") -> list[Place]:
+def places(params: Any, mapping: Names | None, name: str = "params", *, optional: Collection[str] = ()) -> list[Place]:
     """Each array of `params`, in the mapping's order, and where it is elsewhere.
 
     Args:
         params: tree of arrays, or of anything with a shape and a dtype.
         mapping: see the top of this file.
         name: what `params` is called in an error.
+        optional: the paths of arrays that need no entry; without one they are left out.
 
     Raises:
         ValueError: an array has no entry, or an entry no array; two have one name; axes are no permutation of an
@@ -82,9 +83,9 @@ def places(params: Any, mapping: Names | None, name: str = "params") -> list[Pla
         raise TypeError(f"mapping must be None or a dict, got {mapping!r:.80} of type {type(mapping).__name__}")
     for path in mapping:
         if path not in leaves:
-            raise ValueError(f"mapping has an entry {path!r}, but {name} has no such array, only {_some(leaves)}")
+            raise ValueError(f"mapping has an entry {path!r}, but {name} has no such array, only {some(leaves)}")
     for path in leaves:
-        if path not in mapping:
+        if path not in mapping and path not in optional:
             raise ValueError(f"mapping must have an entry for each array of {name}, got none for {path!r}")
     found = [_place(path, leaves[path], there) for path, there in mapping.items()]
     taken: dict[Name, str] = {}
@@ -139,5 +140,6 @@ def _place(path: str, leaf: Any, there: Any) -> Place:
     return Place(path, leaf, name, tuple(axes))
 
 
-def _some(names: Any) -> str:
+def some(names: Any) -> str:
+    """The first names, for an error."""
     return ", ".join(map(repr, list(names)[:5])) + (", ..." if len(names) > 5 else "")

@@ -44,22 +44,6 @@ def settings_of(group: Any, where: str) -> Settings:
     return Settings(rate, b1, b2, eps, decay, decoupled, amsgrad)
 
 
-def common(settings: list[Settings]) -> Settings:
-    """The settings of all groups; the decay is that of those which decay.
-
-    Raises:
-        RefusedError: they differ in something else.
-    """
-    for name, column in zip(Settings._fields, zip(*settings, strict=True), strict=True):
-        others = sorted(set(column) - ({0.0} if name == "weight_decay" else set()), key=str)
-        if len(others) > 1:
-            raise RefusedError(
-                f"param_groups must have one {name}, got {others[0]} and {others[1]}: of groups that differ in more "
-                "than whether they decay, make one state each"
-            )
-    return settings[0]._replace(weight_decay=max(one.weight_decay for one in settings))
-
-
 def checked(check: Callable[[str, Any], Any], value: Any, where: str) -> Any:
     """A number or a flag, which may be a tensor of shape (). What `check` says against it is a refusal."""
     try:

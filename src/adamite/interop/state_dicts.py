@@ -7,7 +7,7 @@ A key is the parameter's number in the order of the groups or, as FSDP and ``tor
 its name. Tensors are whatever has a shape and a dtype and becomes a NumPy array.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,17 +39,17 @@ class StateDict(NamedTuple):
     state: dict[Name, Kept]
 
 
-def parsed(state_dict: Any) -> StateDict:
-    """The state dict, looked through.
+def parsed(state_dict: Any, name: str = "state_dict") -> StateDict:
+    """The state dict, looked through; `name` is what it is called in an error.
 
     Raises:
         TypeError: it is no dict.
         RefusedError: it is not one of ``torch.optim.Adam`` or ``AdamW``, or is damaged; or it maximizes.
     """
     if not isinstance(state_dict, Mapping):
-        raise TypeError(f"state_dict must be a dict, got {shown(state_dict)}")
+        raise TypeError(f"{name} must be a dict, got {shown(state_dict)}")
     if set(state_dict) != {"state", "param_groups"}:
-        raise RefusedError(f"state_dict must have the keys 'state' and 'param_groups', got {shown(list(state_dict))}")
+        raise RefusedError(f"{name} must have the keys 'state' and 'param_groups', got {shown(list(state_dict))}")
     state, param_groups = state_dict["state"], state_dict["param_groups"]
     if not isinstance(param_groups, (list, tuple)) or not param_groups:
         raise RefusedError(f"param_groups must be a list of at least one dict, got {shown(param_groups)}")
@@ -76,8 +76,16 @@ def parsed(state_dict: Any) -> StateDict:
     return StateDict(settings, groups, names, kept)
 
 
-def keys_of(found: StateDict, places: list[Place]) -> dict[str, Name]:
+def keys_of(
+    found: StateDict, places: list[Place], optional: Collection[str] = (), name: str = "state_dict"
+) -> dict[str, Name]:
     """Torch's key of each of our parameters, by its path.
+
+    Args:
+        found: the state dict.
+        places: our parameters.
+        optional: the paths of those that torch need not have, as they are not stepped.
+        name: what the state dict is called in an error.
 
     Raises:
         RefusedError: one has none there, or one there none of ours; or it would be a guess.
@@ -85,16 +93,22 @@ def keys_of(found: StateDict, places: list[Place]) -> dict[str, Name]:
     keys: dict[str, Name] = {}
     named = bool(found.names) or any(isinstance(key, str) for key in found.groups)
     for place in places:
-        if isinstance(place.name, str) and not named:
+        key = place.name if place.name in found.groups else found.names.get(str(place.name))
+        if key is not None:
+            keys[place.path] = key
+        elif place.path in optional:
+            continue
+        elif isinstance(place.name, str) and not named:
             raise RefusedError(
-                "state_dict has numbers and no names, and their order is not guessed: give a mapping from the paths of "
+                f"{name} has numbers and no names, and their order is not guessed: give a mapping from the paths of "
                 f"params, as {place.path!r}, to numbers"
             )
-        key = place.name if place.name in found.groups else found.names.get(str(place.name))
-        if key is None:
+        else:
             there = shown(list(found.names or found.groups))
-            raise RefusedError(f"params has {place.path!r}, torch no {place.name!r}, only {there}")
-        keys[place.path] = key
+            raise RefusedError(
+                f"params has {place.path!r}, torch no {place.name!r}, only {there}; "
+                f"if it is not trained, freeze it: torch_optimizer(..., frozen={place.path!r})"
+            )
     taken = set(keys.values())
     for key in found.groups:
         if key not in taken:

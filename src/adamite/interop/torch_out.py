@@ -2,17 +2,16 @@
 
 from typing import Any
 
-import jax
 import numpy as np
 import optax
+from jax.tree_util import tree_leaves_with_path
 
 from adamite import checks
-from adamite.checks import RefusedError
 from adamite.convert import convert_moments
-from adamite.interop.arguments import FIXED, NUMBERS, arguments, check_same, decaying
+from adamite.interop.arguments import FIXED, NUMBERS, Told, arguments, is_zero
+from adamite.interop.comparison import check_same
 from adamite.interop.names import Name, Names, Place, path_name, places
-from adamite.interop.rule_states import rule_state
-from adamite.interop.settings import common
+from adamite.interop.rule_states import check_amsgrad, rule_states
 from adamite.interop.state_dicts import MOMENTS, keys_of, parsed, step_tensor
 
 OTHERS = {"maximize": False, "foreach": None, "capturable": False, "differentiable": False, "fused": None}
@@ -28,10 +27,12 @@ def to_torch(
         state: of `tx`, all of it on this host.
         tx: see `from_torch`. Of schedules the value is given that they have now.
         params: our parameters, or their shapes and dtypes.
-        mapping: see `from_torch`. Unless it has numbers, its order must be that of torch's parameters. Weights that a
-            mask leaves out of the decay are a second group.
+        mapping: see `from_torch`. Unless it has numbers, its order must be torch's within each group.
         like: a state dict of the torch optimizer that is to go on. Its groups, settings and keys are taken as they are;
-            they must be those of `tx`, but for the learning rate.
+            they must be those of `tx`, but for the learning rate. None: torch's groups are made from `tx`. Each group
+            of a `partition` is one, in the order of its `transforms` or, if the mapping has numbers, of the numbers.
+            Weights that a mask leaves out of the decay are a group of their own, behind the others. Weights that `tx`
+            leaves out are in no group.
 
     Returns:
         The state dict, of NumPy arrays, float32 (float64 for parameters of float64), steps of shape (). In torch::
@@ -58,64 +59,84 @@ def to_torch(
         ((0.9, 0.999), True)
     """
     checks.transformation("tx", tx)
-    node, spots, known = rule_state(state), places(params, mapping), arguments(tx)
-    count, amsgrad = int(node.count), isinstance(node, optax.ScaleByAmsgradState)
+    rules, every = rule_states(state), {place.path for place in places(params, None)}
+    for path in rules.keys() - every:
+        raise ValueError(f"state must be of params, got moments of {path}")
+    spots, told = places(params, mapping, optional=every - rules.keys()), arguments(tx, params, rules)
+    stepped = [place for place in spots if place.path in rules]
     if like is None:
-        keys, groups = _groups(known, spots, params, count, amsgrad)
+        keys, groups = _groups(stepped, told, rules)
     else:
-        found = parsed(like)
-        keys, groups = keys_of(found, spots), [dict(group) for group in like["param_groups"]]
-        check_same(known, found, keys, params, ("learning_rate",))
-        if common(found.settings).amsgrad != amsgrad:
-            raise RefusedError(f"amsgrad: like has {not amsgrad}, tx {amsgrad}")
-    wide: Any = convert_moments(node, "float32")
-    columns = {name: _by_path(getattr(wide, name)) for name in wide._fields[1:]}
-    own = [place for place in spots if count and place.path in columns["mu"]]  # torch has no moments at first
-    _check_shapes(columns, own, spots)
-    kept = {
-        keys[place.path]: {"step": step_tensor(count)}
-        | {MOMENTS[name]: place.theirs(np.asarray(column[place.path])) for name, column in columns.items()}
-        for place in own
-    }
+        found = parsed(like, "like")
+        keys, groups = keys_of(found, spots, every - rules.keys(), "like"), [dict(x) for x in like["param_groups"]]
+        check_same(told, found, {place.path: keys[place.path] for place in stepped}, ("learning_rate",), "like")
+        for place in stepped:
+            amsgrad = found.settings[found.groups[keys[place.path]]].amsgrad
+            check_amsgrad(rules[place.path], amsgrad, place.path, "like")
+    moments, kept = _moments(rules), {}
+    for place in stepped:
+        for name, x in moments[place.path].items():
+            if x.shape != place.leaf.shape:
+                shapes = f"{place.leaf.shape}, got {x.shape}"
+                raise ValueError(f"state must be of params: {name} of {place.path} must have shape {shapes}")
+        if count := int(rules[place.path].count):  # torch has no moments before the first step
+            arrays = {MOMENTS[name]: place.theirs(np.asarray(x)) for name, x in moments[place.path].items()}
+            kept[keys[place.path]] = {"step": step_tensor(count), **arrays}
     return {"state": kept, "param_groups": groups}
 
 
 def _groups(
-    known: dict[str, Any], spots: list[Place], params: optax.Params, count: int, amsgrad: bool
+    stepped: list[Place], told: dict[str, Told], rules: dict[str, Any]
 ) -> tuple[dict[str, Name], list[dict[str, Any]]]:
-    """Torch's key of each parameter, and its groups: those that decay and those that do not."""
-    for name, value in FIXED.items():
-        if known.get(name, value) != value:
-            raise ValueError(f"{name} must be {value}, torch has nothing else, got {known[name]}")
-    for name in NUMBERS:
-        if name not in known:
-            raise ValueError(f"tx does not say its {name}: give like, a state dict of the torch optimizer")
-    rate, b1, b2, eps, decay = (float(known[name](count) if callable(known[name]) else known[name]) for name in NUMBERS)
-    decays = decaying(known.get("mask"), params)
-    numbered = all(isinstance(place.name, int) for place in spots)
-    spots = sorted(spots, key=lambda place: place.name) if numbered else spots
-    parts = [part for sign in (True, False) if (part := [place for place in spots if decays[place.path] == sign])]
-    ordered = [place for part in parts for place in part]
-    keys: dict[str, Name] = {place.path: place.name if numbered else n for n, place in enumerate(ordered)}
+    """Torch's key of each parameter, and its groups: those of `tx`, each in those that decay and those that do not."""
+    numbered = all(isinstance(place.name, int) for place in stepped)
+    parts: dict[Any, list[Place]] = {}
+    for place in sorted(stepped, key=_number) if numbered else stepped:
+        one = told[place.path]
+        parts.setdefault((one.group, not one.decays or is_zero(one.known.get("weight_decay", 0.0))), []).append(place)
+    ordered = [parts[key] for key in sorted(parts)]
+    if numbered:
+        ordered = sorted(ordered, key=lambda part: _number(part[0]))
+        numbers = [_number(place) for part in ordered for place in part]
+        if numbers != sorted(numbers):
+            raise ValueError(f"mapping must have numbers that count group by group, as torch's do, got {numbers}")
+    count = max((int(rule.count) for rule in rules.values()), default=0)
+    adamw = any(one.known.get("decoupled") for one in told.values())  # torch's AdamW is so in all groups
+    keys: dict[str, Name] = {}
     groups = []
-    for part in parts:
+    for part in ordered:
+        keys |= {place.path: place.name if numbered else n for n, place in enumerate(part, len(keys))}
         group = {} if numbered else {"param_names": [str(place.name) for place in part]}
-        group |= {"lr": rate, "betas": (b1, b2), "eps": eps, "weight_decay": decay if decays[part[0].path] else 0.0}
-        group |= {"amsgrad": amsgrad, **OTHERS, "decoupled_weight_decay": bool(known.get("decoupled", False))}
+        amsgrad = isinstance(rules[part[0].path], optax.ScaleByAmsgradState)
+        group |= _settings(told[part[0].path], count) | {"amsgrad": amsgrad, **OTHERS}
+        group |= {"decoupled_weight_decay": told[part[0].path].known.get("decoupled", adamw)}
         groups.append(group | {"params": [keys[place.path] for place in part]})
     return keys, groups
 
 
-def _by_path(moment: Any) -> dict[str, Any]:
-    return {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(moment)}
+def _settings(one: Told, count: int) -> dict[str, Any]:
+    """Torch's numbers for a group, of schedules those that they have at this count."""
+    for name, value in FIXED.items():
+        if one.known.get(name, value) != value:
+            raise ValueError(f"{name} must be {value}, torch has nothing else, got {one.known[name]}")
+    for name in NUMBERS:
+        if name not in one.known:
+            raise ValueError(f"tx does not say its {name}: give like, a state dict of the torch optimizer")
+    values: list[Any] = [x(count) if callable(x) else x for x in (one.known[name] for name in NUMBERS)]
+    rate, b1, b2, eps, decay = map(float, values)
+    return {"lr": rate, "betas": (b1, b2), "eps": eps, "weight_decay": decay if one.decays else 0.0}
 
 
-def _check_shapes(columns: dict[str, dict[str, Any]], own: list[Place], spots: list[Place]) -> None:
-    """Refuse a state of other parameters."""
-    for name, column in columns.items():
-        for path in column.keys() - {place.path for place in spots}:
-            raise ValueError(f"state must be of params, got {name} of {path}")
-        for place in own:
-            if column[place.path].shape != place.leaf.shape:
-                shapes = f"{place.leaf.shape}, got {column[place.path].shape}"
-                raise ValueError(f"state must be of params: {name} of {place.path} must have shape {shapes}")
+def _number(place: Place) -> Any:
+    return place.name
+
+
+def _moments(rules: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The moments of each parameter, in float32."""
+    nodes: Any = list({id(rule): rule for rule in rules.values()}.values())
+    found: dict[str, dict[str, Any]] = {path: {} for path in rules}
+    for node in convert_moments(nodes, "float32") if nodes else ():
+        for name in node._fields[1:]:
+            for path, x in tree_leaves_with_path(getattr(node, name)):
+                found[path_name(path)][name] = x
+    return found
