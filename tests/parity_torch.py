@@ -4,6 +4,8 @@ Not a part of `make test`: torch is not among its requirements. Conventions that
 argument where there is one.
 """
 
+import copy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 import torch  # pyright: ignore[reportMissingImports]  # `make parity` installs it
 
 import adamite
+from adamite import interop
 
 STEPS, SIZE = 1000, 64
 RNG = np.random.default_rng(0)
@@ -95,3 +98,57 @@ def test_conventions_differ_without_the_argument(name):
     }
     with jax.enable_x64(True):
         assert np.abs(ours(getattr(adamite, name)(RATE)) - torchs(theirs[name])).max() > 1e-9
+
+
+GROUPS = {
+    "body": {"lr": 2e-3, "weight_decay": 0.3},
+    "head": {"lr": 1e-2, "betas": (0.8, 0.95), "eps": 1e-4, "weight_decay": 0.0},
+    "tail": {"lr": 5e-2, "betas": (0.5, 0.9), "weight_decay": 0.1},
+}
+CUTS = {"body": slice(0, 16), "head": slice(16, 48), "tail": slice(48, SIZE)}
+FACTORS = [lambda count: 1.0 / (1.0 + count), lambda count: 0.9**count, lambda count: 1.0 + count]
+
+
+def torchs_groups(begin, factors=None):
+    """20 steps, the tail's from step `begin` on: the path, and the state dicts."""
+    weights = {name: torch.nn.Parameter(torch.from_numpy(THETA[cut].copy())) for name, cut in CUTS.items()}
+    groups = [{"params": [(name, weights[name])], **GROUPS[name]} for name in GROUPS]
+    optimizer = torch.optim.AdamW(groups if not begin else groups[:2])
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors) if factors else None
+    path, found = [], []
+    for step, g in enumerate(GRADIENTS[:20]):
+        if step == begin and begin:
+            optimizer.add_param_group(groups[2])
+        for name, p in weights.items():
+            p.grad = torch.from_numpy(g[CUTS[name]].copy())
+        optimizer.step()
+        if scheduler:
+            scheduler.step()
+        path.append({name: p.detach().numpy().copy() for name, p in weights.items()})
+        found.append(copy.deepcopy(optimizer.state_dict()))
+    return path, found
+
+
+@pytest.mark.parametrize(
+    ("known", "begin", "factors"), [(0, 0, None), (0, 0, FACTORS), (12, 0, None), (12, 0, FACTORS), (12, 7, None)]
+)
+def test_groups_with_their_own_settings(known, begin, factors):
+    """From the start, or from torch's state after some steps, to the same weights; and back to torch's groups."""
+    path, found = torchs_groups(begin, factors)
+    with jax.enable_x64(True):
+        params = {name: jnp.asarray(THETA[cut] if not known else path[known - 1][name]) for name, cut in CUTS.items()}
+        first = found[max(known - 1, 0)]
+        tx = interop.torch_optimizer(first, params, lr_lambda=factors)
+        state = interop.from_torch(first, tx, params) if known else tx.init(params)
+        assert list(state.inner_states) == ["group0", "group1", "group2"]
+        for step in range(known, 20):
+            updates, state = tx.update(
+                {name: jnp.asarray(GRADIENTS[step][cut]) for name, cut in CUTS.items()}, state, params
+            )
+            params = optax.apply_updates(params, updates)
+            for name, p in params.items():
+                np.testing.assert_allclose(p, path[step][name], rtol=1e-11, atol=1e-12)
+        again = interop.to_torch(state, tx, params, like=found[-1])
+        for key, kept in found[-1]["state"].items():
+            for field, x in kept.items():
+                np.testing.assert_allclose(again["state"][key][field], x.numpy(), rtol=1e-11)

@@ -3,13 +3,18 @@
 Not collected by name, as torch is not among the requirements; tests/parity_torch.py says how to run such a file.
 """
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.torch
 import torch  # pyright: ignore[reportMissingImports]  # `make parity` installs it
 
 from adamite import interop
+from adamite.checks import RefusedError
+from bits import assert_same_bits
 from interop.runs import MAPPING, RUNS, SHAPES, assert_same, gradients, ours, start, state_dict, train
 from interop.test_torch import BOUND, BY_HAND, far
 
@@ -27,9 +32,13 @@ def back(weights):
     return ours({name: p.detach().numpy().copy() for name, p in weights.items()})
 
 
+FIRST = {"adamw_groups": "weight", "adamw_rates": "first"}
+"""What is in the names of the first group, where there are two."""
+
+
 def groups(run, weights):
-    decaying = [name for name in NAMES if run != "adamw_groups" or "weight" in name]
-    parts = [part for part in (decaying, [name for name in NAMES if name not in decaying]) if part]
+    first = [name for name in NAMES if FIRST.get(run, "") in name]
+    parts = [part for part in (first, [name for name in NAMES if name not in first]) if part]
     return [{"params": [(name, weights[name]) for name in part]} for part in parts]
 
 
@@ -98,3 +107,40 @@ def test_a_file_carries_it(tmp_path):
     found = interop.read_torch(tmp_path / "adam")
     assert_same(found, torchs.state_dict())
     optimizer("adamw", weights).load_state_dict(tensors(found))
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_files_of_torch_save_become_ours_by_the_lines_of_the_error(tmp_path, monkeypatch, new):
+    monkeypatch.chdir(tmp_path)
+    weights = theirs(start())
+    torchs = optimizer("adamw_rates", weights)
+    steps(torchs, weights, 0, 3)
+    model = {name: torch.stack([p.detach()] * 2, -1)[..., 0] for name, p in weights.items()}  # not contiguous
+    like = {name: jnp.zeros(shape) for name, shape in SHAPES.items()}
+    for saved, read in (
+        (model, lambda path: interop.load_weights(path, like)),
+        (torchs.state_dict(), interop.read_torch),
+    ):
+        torch.save(saved, "it.pt", _use_new_zipfile_serialization=new)
+        with pytest.raises(RefusedError, match="a pickle") as refused:
+            read("it.pt")
+        lines = [line.strip() for line in str(refused.value).splitlines()[1:]]
+        exec("\n".join(lines), {"torch": torch, "safetensors": safetensors, "json": json, "path": "it.pt"})
+    assert_same(interop.read_torch("adam.safetensors"), torchs.state_dict())
+    for name, x in interop.load_weights("model.safetensors", like).items():
+        np.testing.assert_array_equal(x, weights[name].detach().numpy())
+
+
+def test_numbers_are_the_order_of_parameters():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    torchs = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    torchs.step()
+    found, names = torchs.state_dict(), [name for name, _ in model.named_parameters()]
+    tx, params = interop.torch_optimizer(found), {name: jnp.asarray(p.detach()) for name, p in model.named_parameters()}
+    state = interop.from_torch(found, tx, params, {name: number for number, name in enumerate(names)})
+    for name, p in model.named_parameters():
+        np.testing.assert_array_equal(state[0].mu[name], torchs.state[p]["exp_avg"].numpy())
+    found["param_groups"][0]["param_names"] = names
+    assert_same_bits(interop.from_torch(found, tx, params), state)
+    torchs.load_state_dict(tensors(interop.to_torch(state, tx, params, {name: name for name in names})))
