@@ -37,6 +37,11 @@ def rule_states(state: Any) -> dict[str, Any]:
     return found
 
 
+def distinct(rules: dict[str, Any]) -> list[Any]:
+    """Each of these states once."""
+    return list({id(rule): rule for rule in rules.values()}.values())
+
+
 def paths_of(node: Any) -> list[str]:
     """The parameters of one such state, by their paths."""
     return [path_name(path) for path, _ in tree_leaves_with_path(moments_of(node, "mu"))]

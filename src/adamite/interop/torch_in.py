@@ -20,7 +20,7 @@ from adamite.convert import stored_as
 from adamite.interop.arguments import ARGUMENTS, arguments
 from adamite.interop.comparison import check_same
 from adamite.interop.names import Names, Place, path_name, places
-from adamite.interop.rule_states import RULES, check_amsgrad, moments_of, paths_of, rule_states
+from adamite.interop.rule_states import RULES, check_amsgrad, distinct, moments_of, paths_of, rule_states
 from adamite.interop.state_dicts import MOMENTS, Kept, check_type, keys_of, numbers, parsed
 from adamite.numerics import wide_dtype
 
@@ -89,7 +89,7 @@ def from_torch(
     check_same(arguments(tx, params, rules), found, {place.path: keys[place.path] for place in stepped}, allowed)
     kept = {path: found.state[key] for path, key in keys.items()}
     _check_begun(kept, rules)
-    steps = {id(rule): _step(kept, paths_of(rule)) for rule in rules.values()}
+    steps = {path: step for rule in distinct(rules) for path, step in _steps(kept, paths_of(rule)).items()}
     for place in stepped:
         check_amsgrad(rules[place.path], found.settings[found.groups[keys[place.path]]].amsgrad, place.path)
         for name, tensor in kept[place.path].tensors.items():
@@ -107,7 +107,7 @@ def from_torch(
         if not paths:
             return node
         columns = {name: _column(moments_of(node, name), arrays, MOMENTS[name]) for name in node._fields[1:]}
-        return node._replace(count=_beside(node.count, np.int32(steps[id(rules[paths[0]])])), **columns)
+        return node._replace(count=_beside(node.count, np.int32(steps[paths[0]])), **columns)
 
     return stored_as(jax.tree.map(filled, state, is_leaf=lambda node: isinstance(node, (*RULES, *SCHEDULES))), state)
 
@@ -134,15 +134,15 @@ def _check_begun(kept: dict[str, Kept], rules: dict[str, Any]) -> None:
         )
 
 
-def _step(kept: dict[str, Kept], paths: list[str]) -> int:
-    """The step of all parameters of one state of Adam; 0 if torch has not begun."""
+def _steps(kept: dict[str, Kept], paths: list[str]) -> dict[str, int]:
+    """The step of each parameter of one state of Adam, the same for all; 0 if torch has not begun."""
     for path in paths:
         if kept[path].step != kept[paths[0]].step:
             raise RefusedError(
                 f"all parameters that one Adam steps must be at one step, got {paths[0]} at {kept[paths[0]].step}, "
                 f"{path} at {kept[path].step}"
             )
-    return kept[paths[0]].step
+    return {path: kept[path].step for path in paths}
 
 
 def _column(like: Any, arrays: Arrays, name: str) -> Any:

@@ -11,7 +11,7 @@ from adamite.convert import convert_moments
 from adamite.interop.arguments import FIXED, NUMBERS, Told, arguments, is_zero
 from adamite.interop.comparison import check_same
 from adamite.interop.names import Name, Names, Place, path_name, places
-from adamite.interop.rule_states import check_amsgrad, rule_states
+from adamite.interop.rule_states import check_amsgrad, distinct, rule_states
 from adamite.interop.state_dicts import MOMENTS, keys_of, parsed, step_tensor
 
 OTHERS = {"maximize": False, "foreach": None, "capturable": False, "differentiable": False, "fused": None}
@@ -133,7 +133,7 @@ def _number(place: Place) -> Any:
 
 def _moments(rules: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The moments of each parameter, in float32."""
-    nodes: Any = list({id(rule): rule for rule in rules.values()}.values())
+    nodes: Any = distinct(rules)
     found: dict[str, dict[str, Any]] = {path: {} for path in rules}
     for node in convert_moments(nodes, "float32") if nodes else ():
         for name in node._fields[1:]:
