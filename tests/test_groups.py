@@ -123,9 +123,7 @@ def test_an_error_names_what_the_user_passed(way):
     with pytest.raises(ValueError, match=r"params\['lora'\]\['c'\] has no counterpart in the residual"):
         adamite.full_weights(other, state)
     short = {"base": weights["base"], "lora": {"a": weights["lora"]["a"][:3], "b": weights["lora"]["b"]}}
-    with pytest.raises(
-        ValueError, match=r"params\['lora'\]\['a'\] has shape \(3, 256\), but its residual in"
-    ):
+    with pytest.raises(ValueError, match=r"params\['lora'\]\['a'\] has shape \(3, 256\), but its residual in"):
         adamite.full_weights(short, state)
 
 

@@ -21,6 +21,7 @@ from adamite.algorithms.stable_adamw import scale_by_stable_adam, stable_adamw
 from adamite.cautious import cautious
 from adamite.convert import convert_moments
 from adamite.engine import Optimizer, RoundingState, chain, full_weights, round_weights
+from adamite.grouping import partition
 from adamite.guards import SkipState, skip_nonfinite, skip_spikes
 from adamite.identity import identity
 from adamite.learning_rate import scale_by_learning_rate
@@ -69,6 +70,7 @@ __all__ = [
     "memory_report",
     "nadam",
     "nadamw",
+    "partition",
     "radam",
     "rmsprop",
     "round_weights",

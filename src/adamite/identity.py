@@ -13,7 +13,7 @@ that built it is known:
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 import optax
@@ -72,4 +72,6 @@ def _plain(value: Any) -> Any:
         return identity(value)
     if isinstance(value, tuple):
         return tuple(map(_plain, value))
+    if isinstance(value, Mapping) and any(isinstance(x, optax.GradientTransformation) for x in value.values()):
+        return {label: _plain(x) for label, x in value.items()}
     return value

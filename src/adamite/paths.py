@@ -39,7 +39,7 @@ def leaves_with_path(tree: Any, is_leaf: IsLeaf = None) -> list[tuple[KeyPath, A
     return found
 
 
-def map_with_path(function: Callable[[KeyPath, Any], Any], tree: Any) -> Any:
+def map_with_path(function: Callable[[KeyPath, Any], Any], tree: Any, is_leaf: IsLeaf = None) -> Any:
     """`jax.tree_util.tree_map_with_path` of one tree, the paths without Flax's wrappers.
 
     `nnx.Optimizer` gives `init` variables and `update` the arrays in them. Labels for `optax.partition` and masks for
@@ -48,6 +48,7 @@ def map_with_path(function: Callable[[KeyPath, Any], Any], tree: Any) -> Any:
     Args:
         function: ``function(path, leaf)``.
         tree: any tree.
+        is_leaf: as `jax.tree.map` takes it.
 
     Returns:
         The results, in the structure of `tree`. Wrappers stay around them.
@@ -57,8 +58,8 @@ def map_with_path(function: Callable[[KeyPath, Any], Any], tree: Any) -> Any:
         >>> map_with_path(lambda path, _: keystr(path), {"w": 1.0, "b": 2.0})
         {'b': "['b']", 'w': "['w']"}
     """
-    results = [function(path, leaf) for path, leaf in leaves_with_path(tree)]
-    return jax.tree.structure(tree).unflatten(results)
+    results = [function(path, leaf) for path, leaf in leaves_with_path(tree, is_leaf)]
+    return jax.tree.structure(tree, is_leaf=is_leaf).unflatten(results)
 
 
 def unwrapped(tree: Any) -> Any:

@@ -40,7 +40,7 @@ BY_HAND = {
     "adam_l2": adamite.chain(adamite.add_decayed_weights(0.1), adamite.adam(1e-2, 0.8, 0.99, 1e-6)),
     "adamw": adamite.adamw(lambda _: 1e-2, weight_decay=0.1),
     "adamw_groups": adamite.adamw(1e-2, weight_decay=0.1, mask=lambda p: jax.tree.map(lambda x: x.ndim > 1, p)),
-    "adamw_rates": interop.partition(
+    "adamw_rates": adamite.partition(
         {"body": adamite.adamw(2e-3, weight_decay=0.3), "head": adamite.adamw(1e-2, 0.8, 0.99, 1e-6, weight_decay=0.0)},
         {"first": "body", "second": "head"},
     ),

@@ -6,7 +6,6 @@
     arguments        what a transformation says of each parameter that torch says, too
     comparison       where the two differ
     torch_recipes    what a torch optimizer does, as a transformation
-    partitions       a transformation for each group of parameters
     rule_states      the states of Adam in the state of an optimizer
     torch_in, _out   state dicts to states, and back
     files            safetensors files: looked at before they are read, replaced in one piece
@@ -17,7 +16,6 @@ Torch is never imported and nothing is ever unpickled. Files need the package sa
 """
 
 from adamite.interop.names import flax_names
-from adamite.interop.partitions import partition
 from adamite.interop.safetensors import load_weights, save_weights
 from adamite.interop.torch_files import read_torch, write_torch
 from adamite.interop.torch_in import from_torch
@@ -28,7 +26,6 @@ __all__ = [
     "flax_names",
     "from_torch",
     "load_weights",
-    "partition",
     "read_torch",
     "save_weights",
     "to_torch",

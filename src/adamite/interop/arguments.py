@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 
 import jax
 import optax
-from jax.tree_util import tree_leaves_with_path
 
+from adamite.grouping import labels_of, partition
 from adamite.identity import identity
 from adamite.interop.names import path_name
-from adamite.interop.partitions import partition
+from adamite.paths import leaves_with_path
 
 BUILDERS = ("adam", "adamw", "scale_by_adam", "amsgrad", "scale_by_amsgrad")
 FIXED = {
@@ -64,7 +64,7 @@ def arguments(tx: Any, params: optax.Params, rules: dict[str, Any]) -> dict[str,
 
     def number(one: Any, path: str) -> int:
         if id(one) not in labels:
-            labels[id(one)] = spread(one["param_labels"](params), params)
+            labels[id(one)] = spread(labels_of(one["param_labels"], params), params)
         return list(one["transforms"]).index(labels[id(one)][path])
 
     order = list(dict.fromkeys(map(id, rules.values())))
@@ -87,7 +87,7 @@ def decaying(mask: Any, params: optax.Params) -> dict[str, bool]:
 def spread(prefix: Any, params: optax.Params) -> dict[str, Any]:
     """What a prefix of the parameters' structure says of each parameter, by its path."""
     whole = jax.tree.map(lambda one, below: jax.tree.map(lambda _: one, below), prefix, params)
-    return {path_name(path): one for path, one in tree_leaves_with_path(whole)}
+    return {path_name(path): one for path, one in leaves_with_path(whole)}
 
 
 def _route(of: Any, path: str, number: Callable[[Any, str], int]) -> tuple[list[dict[str, Any]], tuple[int, ...]]:

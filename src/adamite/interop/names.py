@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.tree_util import keystr, tree_leaves_with_path
+from jax.tree_util import keystr
 
 from adamite import checks
+from adamite.paths import leaves_with_path
 
 Name = str | int
 Names = Mapping[str, Name | tuple[Name, tuple[int, ...]]]
@@ -73,7 +74,7 @@ def places(params: Any, mapping: Names | None, name: str = "params", *, optional
         ('weight', (3, 2))
     """
     leaves: dict[str, Any] = {}
-    for path, leaf in tree_leaves_with_path(checks.abstract(params, name)):
+    for path, leaf in leaves_with_path(checks.abstract(params, name)):
         if path_name(path) in leaves:
             raise ValueError(f"{name} must have one array of each name, got two called {path_name(path)!r}")
         leaves[path_name(path)] = leaf
@@ -122,7 +123,7 @@ def flax_names(params: Any) -> dict[str, Name | tuple[Name, tuple[int, ...]]]:
 
 
 def _of_flax(place: Place) -> Name | tuple[Name, tuple[int, ...]]:
-    *modules, last = place.path.removesuffix(".value").split(".")  # NNX's variables hold a value
+    *modules, last = place.path.split(".")
     rank = len(place.leaf.shape)
     weight = ".".join([*modules, "weight"])
     if last == "kernel" and 2 <= rank <= 5:

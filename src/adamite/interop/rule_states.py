@@ -4,10 +4,10 @@ from typing import Any
 
 import jax
 import optax
-from jax.tree_util import tree_leaves_with_path
 
 from adamite.checks import RefusedError
 from adamite.interop.names import path_name
+from adamite.paths import leaves_with_path
 from adamite.storage import Quantized
 
 RULES = (optax.ScaleByAdamState, optax.ScaleByAmsgradState)
@@ -44,7 +44,7 @@ def distinct(rules: dict[str, Any]) -> list[Any]:
 
 def paths_of(node: Any) -> list[str]:
     """The parameters of one such state, by their paths."""
-    return [path_name(path) for path, _ in tree_leaves_with_path(moments_of(node, "mu"))]
+    return [path_name(path) for path, _ in leaves_with_path(moments_of(node, "mu"))]
 
 
 def check_amsgrad(rule: Any, amsgrad: bool, path: str, name: str = "torch") -> None:

@@ -14,6 +14,7 @@ from adamite.checks import RefusedError
 from adamite.engine import full_weights
 from adamite.interop.files import DTYPES, opened, replace
 from adamite.interop.names import Names, Place, path_name, places
+from adamite.paths import leaves_with_path, map_with_path
 
 RECIPE = """\
     weights = torch.load(path, weights_only=True)
@@ -60,7 +61,7 @@ def save_weights(
     """
     dtype, texts = checks.floating_dtype("dtype", dtype), _texts(metadata)
     weights = params if state is None else full_weights(params, state)
-    leaves = {path_name(where): leaf for where, leaf in jax.tree_util.tree_leaves_with_path(weights)}
+    leaves = {path_name(where): leaf for where, leaf in leaves_with_path(weights)}
     arrays = {}
     for place in _named(weights, mapping, "params"):
         array = np.asarray(leaves[place.path])
@@ -119,7 +120,7 @@ def load_weights(
             sharding = getattr(leaf, "sharding", None) if getattr(leaf, "committed", True) else None
             return jax.device_put(np.array(place.ours(array), order="C"), sharding)
 
-        return jax.tree_util.tree_map_with_path(one, like)
+        return map_with_path(one, like)
 
 
 def _named(tree: Any, mapping: Names | None, name: str) -> list[Place]:

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from jax.tree_util import tree_map_with_path
 
 from adamite import checks
 from adamite.checks import RefusedError
@@ -23,6 +22,7 @@ from adamite.interop.names import Names, Place, path_name, places
 from adamite.interop.rule_states import RULES, check_amsgrad, distinct, moments_of, paths_of, rule_states
 from adamite.interop.state_dicts import MOMENTS, Kept, check_type, keys_of, numbers, parsed
 from adamite.numerics import wide_dtype
+from adamite.paths import map_with_path
 
 SCHEDULES = (optax.ScaleByScheduleState, type(jax.eval_shape(optax.add_decayed_weights(lambda _: 0.0).init, ())))
 """What counts steps beside the moments."""
@@ -147,7 +147,7 @@ def _steps(kept: dict[str, Kept], paths: list[str]) -> dict[str, int]:
 
 def _column(like: Any, arrays: Arrays, name: str) -> Any:
     """One moment of all parameters, where `like` is."""
-    return tree_map_with_path(lambda path, x: _beside(x, arrays[path_name(path)][name]), like)
+    return map_with_path(lambda path, x: _beside(x, arrays[path_name(path)][name]), like)
 
 
 def _beside(like: Any, x: Any) -> jax.Array:

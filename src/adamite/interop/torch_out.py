@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import optax
-from jax.tree_util import tree_leaves_with_path
 
 from adamite import checks
 from adamite.convert import convert_moments
@@ -13,6 +12,7 @@ from adamite.interop.comparison import check_same
 from adamite.interop.names import Name, Names, Place, path_name, places
 from adamite.interop.rule_states import check_amsgrad, distinct, rule_states
 from adamite.interop.state_dicts import MOMENTS, keys_of, parsed, step_tensor
+from adamite.paths import leaves_with_path
 
 OTHERS = {"maximize": False, "foreach": None, "capturable": False, "differentiable": False, "fused": None}
 """Torch's settings that say nothing of the algorithm, and their defaults."""
@@ -137,6 +137,6 @@ def _moments(rules: dict[str, Any]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {path: {} for path in rules}
     for node in convert_moments(nodes, "float32") if nodes else ():
         for name in node._fields[1:]:
-            for path, x in tree_leaves_with_path(getattr(node, name)):
+            for path, x in leaves_with_path(getattr(node, name)):
                 found[path_name(path)][name] = x
     return found

@@ -15,18 +15,18 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import optax
-from jax.tree_util import tree_map_with_path
 
 from adamite import checks
 from adamite.algorithms.adam import scale_by_adam
 from adamite.algorithms.amsgrad import scale_by_amsgrad
 from adamite.engine import Optimizer, chain
+from adamite.grouping import partition
 from adamite.interop.names import Names, path_name, places, some
-from adamite.interop.partitions import partition
 from adamite.interop.settings import Settings, checked
 from adamite.interop.state_dicts import StateDict, keys_of, parsed
 from adamite.learning_rate import scale_by_learning_rate
 from adamite.numerics import is_none
+from adamite.paths import map_with_path
 from adamite.regularization import add_decayed_weights
 
 
@@ -104,7 +104,7 @@ def torch_optimizer(
     if alike:
         decays = {path: bool(found.settings[group].weight_decay) for path, group in groups.items() if group is not None}
         its = max(found.settings, key=lambda its: its.weight_decay)
-        return recipe(its, rates[0], tree_map_with_path(lambda path, _: decays[path_name(path)], params))
+        return recipe(its, rates[0], map_with_path(lambda path, _: decays[path_name(path)], params))
     transforms = {f"group{n}": recipe(*pair) for n, pair in enumerate(zip(found.settings, rates, strict=True))}
     labels = {path: "frozen" if group is None else f"group{group}" for path, group in groups.items()}
     return partition(transforms | ({"frozen": optax.set_to_zero()} if names else {}), _labelled(labels))
@@ -131,22 +131,14 @@ def _groups(found: StateDict, params: Any, mapping: Names | None, frozen: Collec
 
 
 def _labelled(labels: dict[str, str]) -> Callable[[Any], Any]:
-    """The function from the parameters, or a tree like them, to their labels.
-
-    A tree of labels would not do: `nnx.Optimizer` gives variables to init, and their arrays to update.
-    """
-    known = {_bare(path): label for path, label in labels.items()}
+    """The function from the parameters, or a tree like them, to their labels."""
 
     def label(path: Any, _: Any) -> str:
-        if _bare(path_name(path)) not in known:
+        if path_name(path) not in labels:
             raise ValueError(f"params must be those that torch_optimizer was given, got {path_name(path)!r}")
-        return known[_bare(path_name(path))]
+        return labels[path_name(path)]
 
-    return lambda tree: tree_map_with_path(label, tree, is_leaf=is_none)
-
-
-def _bare(path: str) -> str:
-    return path.removesuffix(".value")
+    return lambda tree: map_with_path(label, tree, is_none)
 
 
 def _rates(param_groups: Any, found: StateDict, lr_lambda: Any) -> list[tuple[float, Any]]:
