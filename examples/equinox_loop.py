@@ -2,8 +2,9 @@
 
 You will see a small network with dropout learn to tell benign from malignant tumours (scikit-learn's breast cancer
 data, 30 standardized features). What to learn: a model holds things that are not arrays (activations, dropout rates),
-so the optimizer is given its arrays only: `tx.init(eqx.filter(model, eqx.is_inexact_array))`. Gradients come with None
-in the other places, which adamite leaves alone.
+so the state is made for its arrays only: `tx.init(eqx.filter(model, eqx.is_inexact_array))`. A step takes the whole
+model. Where the gradient is None, adamite leaves alone whatever stands there. `tx.step` keeps the weights' dtype;
+`eqx.apply_updates` does not: with a rounding it would turn bfloat16 weights into float32.
 """
 
 from pathlib import Path
@@ -51,8 +52,8 @@ def train_step(
         return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
     loss, gradients = eqx.filter_value_and_grad(loss_fn)(model)
-    updates, state = tx.update(gradients, state, eqx.filter(model, eqx.is_inexact_array))
-    return eqx.apply_updates(model, updates), state, loss
+    model, state = tx.step(gradients, state, model)
+    return model, state, loss
 
 
 @eqx.filter_jit

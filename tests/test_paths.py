@@ -103,11 +103,16 @@ def test_a_function_of_paths_masks_the_decay(trees, own):
 
 
 @trees
-def test_a_function_of_paths_partitions(trees):
+@pytest.mark.parametrize(
+    ("partition", "mapped"),
+    [(optax.partition, map_with_path), (adamite.partition, jax.tree_util.tree_map_with_path)],
+    ids=["optax's", "adamite's"],
+)
+def test_a_function_of_paths_partitions(trees, partition, mapped):
     at_init, at_update = trees()
-    tx = optax.partition(
+    tx = partition(
         {"trained": adamite.adam(0.1), "frozen": optax.set_to_zero()},
-        lambda tree: map_with_path(lambda path, _: "trained" if name(path) == "kernel" else "frozen", tree),
+        lambda tree: mapped(lambda path, _: "trained" if name(path) == "kernel" else "frozen", tree),
     )
     state = tx.init(at_init)
     ones = jax.tree.map(jnp.ones_like, at_update)
