@@ -14,16 +14,32 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, Sharding
 
-from adamite.identity import identity
+from adamite.identity import LOST, identity
 
 SAMPLED = (0, 1, 10, 100, 1_000, 10_000, 100_000, 1_000_000)
 """The steps at which a schedule is looked at."""
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=16, typed=True)  # a tuple of its functions equals an optimizer
 def settings(tx: Any) -> dict[str, Any]:
-    """The identity of a transformation, of dicts, lists, strings and numbers only; {} if it says nothing."""
-    return {name: _plain(value) for name, value in identity(tx).items()}
+    """The identity of a transformation, of dicts, lists, strings and numbers only.
+
+    Raises:
+        ValueError: the transformation has lost its identity, or one inside of it has: any other would pass for it.
+    """
+    found = {name: _plain(value) for name, value in identity(tx).items()}
+    if _has_lost(found):
+        raise ValueError(
+            "tx has lost its name and its arguments: it was built anew from the functions init and update of an "
+            "optimizer of adamite. Give the optimizer itself"
+        )
+    return found
+
+
+def _has_lost(value: Any) -> bool:
+    if isinstance(value, dict):
+        return value.get("name") == LOST or any(map(_has_lost, value.values()))
+    return isinstance(value, list) and any(map(_has_lost, value))
 
 
 def _plain(value: Any) -> Any:
