@@ -26,6 +26,8 @@ WRAPPED = {
     "masked": lambda: optax.masked(adamite.adam(1e-2), {"w": True, "b": False}),
     "skip_nonfinite": lambda: adamite.skip_nonfinite(adamite.adam(1e-2)),
     "with_telemetry": lambda: adamite.with_telemetry(adamite.adam(1e-2)),
+    "with_ema": lambda: adamite.with_ema(adamite.adam(1e-2)),
+    "with_ema, bfloat16": lambda: adamite.with_ema(optax.adam(1e-2), storage="bfloat16"),
     "accumulate": lambda: adamite.accumulate(adamite.adam(1e-2), 2),
 }
 CASES = {spec.name: spec.build for spec in SPECS} | WRAPPED

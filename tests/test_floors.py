@@ -17,7 +17,7 @@ FLOORS = [
     {"engine"},
     {"learning_rate", "regularization"},
     {"algorithms"},
-    {"cautious", "sharding", "guards", "accumulate", "grouping"},
+    {"cautious", "sharding", "guards", "accumulate", "averaging", "grouping"},
     {"convert", "memory", "planning", "telemetry"},
     {"checkpoint", "interop"},
     {"__init__", "__main__"},

@@ -382,6 +382,36 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"^weights cannot be rounded without params"):
             tx.update(START, tx.init(START))
 
+    @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+    def test_full_weights_in_the_program_that_makes_them_are_those_that_it_stores(self, dtype):
+        """XLA would give them with the digits that 16 bits do not hold."""
+        rng = np.random.default_rng(0)
+        params, g = (jnp.asarray(rng.standard_normal((64, 256)) * scale, dtype) for scale in (1e-4, 1.0))
+        tx = adamite.adamw(1e-5)
+
+        @jax.jit
+        def step(params, state):
+            updates, state = tx.update(g, state, params)
+            params = optax.apply_updates(params, updates)
+            return params, adamite.full_weights(params, state)
+
+        stored, full = step(params, tx.init(params))
+        assert_same_bits(full, stored.astype(jnp.float32))
+
+    def test_full_weights_of_parameters_in_groups(self):
+        params = {"a": jnp.ones(3, jnp.bfloat16), "b": jnp.ones(3, jnp.bfloat16), "c": jnp.ones(3)}
+        groups = {name: adamite.sgd(rate, rounding="residual16") for name, rate in (("a", 1e-3), ("b", 1e-4))}
+        tx = optax.partition(groups | {"c": optax.set_to_zero()}, {name: name for name in params})
+        g = jax.tree.map(jnp.ones_like, params)
+        updates, state = tx.update(g, tx.init(params), params)
+        full = adamite.full_weights(optax.apply_updates(params, updates), state)
+        for name, rate in (("a", 1e-3), ("b", 1e-4), ("c", 0.0)):
+            np.testing.assert_allclose(full[name], 1 - rate, rtol=1e-7)
+        with pytest.raises(
+            ValueError, match=r"^params and the residual in state differ in structure: the residual\['b'\] has no"
+        ):
+            adamite.full_weights({"a": params["a"]}, state)
+
     def test_full_weights_of_two_roundings(self):
         tx = adamite.round_weights("residual8")
         with pytest.raises(ValueError, match=r"^state must have one residual of params, got two"):

@@ -75,6 +75,8 @@ AROUND = {
     "accumulate": lambda tx: adamite.accumulate(tx, every=2),
     "accumulate, guarded": lambda tx: adamite.accumulate(adamite.skip_nonfinite(tx), every=2),
     "with_telemetry": adamite.with_telemetry,
+    "with_ema": adamite.with_ema,
+    "with_ema, accumulated": lambda tx: adamite.accumulate(adamite.with_ema(tx, storage="bfloat16"), every=2),
     "guarded optax": lambda _: adamite.skip_nonfinite(optax.adamw(1e-2)),
 }
 

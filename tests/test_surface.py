@@ -50,6 +50,7 @@ LEFT_OUT = {
     "bias_correction": "arithmetic inside of rules: JAX's own errors",
     "map_with_path": "any tree is one, and the function is called as it is",
     "full_weights(params)": "what is no weight is returned as it is",
+    "ema_params(params)": "a state without an average is told first: tests/test_averaging.py",
     "full_weights(state)": "a state without residuals has nothing to add",
     "zero1(param_shardings)": "compared with the parameters at init: tests/test_sharding.py",
     "state_shardings(tx)": "the parameters' shardings are asked for first: tests/test_sharding.py",

@@ -77,6 +77,8 @@ WRAPPED = {
     "skip_spikes": lambda: adamite.skip_spikes(adamite.adam(SCHEDULE)),
     "accumulate": lambda: adamite.accumulate(adamite.adam(1e-2), 2),
     "with_telemetry": lambda: adamite.with_telemetry(adamite.adamw(SCHEDULE)),
+    "with_ema": lambda: adamite.with_ema(adamite.adamw(SCHEDULE), optax.linear_schedule(0.9, 0.99, 4)),
+    "with_ema, bfloat16": lambda: adamite.with_ema(adamite.adamw(SCHEDULE), storage="bfloat16"),
     "cautious": lambda: adamite.chain(
         adamite.cautious(adamite.scale_by_adam()), adamite.scale_by_learning_rate(SCHEDULE)
     ),

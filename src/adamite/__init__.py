@@ -18,6 +18,7 @@ from adamite.algorithms.radam import radam, scale_by_radam
 from adamite.algorithms.rmsprop import rmsprop, scale_by_rms, scale_by_stddev
 from adamite.algorithms.sgd import sgd, trace
 from adamite.algorithms.stable_adamw import scale_by_stable_adam, stable_adamw
+from adamite.averaging import EmaState, ema_params, with_ema
 from adamite.cautious import cautious
 from adamite.convert import convert_moments
 from adamite.engine import Optimizer, RoundingState, chain, full_weights, round_weights
@@ -36,6 +37,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AccumulateState",
+    "EmaState",
     "MemoryReport",
     "Optimizer",
     "Quantized",
@@ -61,6 +63,7 @@ __all__ = [
     "cautious",
     "chain",
     "convert_moments",
+    "ema_params",
     "full_weights",
     "identity",
     "lamb",
@@ -100,5 +103,6 @@ __all__ = [
     "telemetry",
     "trace",
     "update_moment",
+    "with_ema",
     "with_telemetry",
 ]

@@ -132,10 +132,10 @@ def mask(value: Any) -> Any:
 
 def differentiable(tree: Any, name: str) -> None:
     """Every leaf is a floating or complex array, or a Python number; refuse others with their path."""
-    if all(map(_is_differentiable, jax.tree.leaves(tree))):  # without paths, which take most of the time
+    if all(map(is_differentiable, jax.tree.leaves(tree))):  # without paths, which take most of the time
         return
     for path, leaf in leaves_with_path(tree):
-        if _is_differentiable(leaf):
+        if is_differentiable(leaf):
             continue
         where = f"{name}{jax.tree_util.keystr(path)}"
         if not hasattr(leaf, "dtype"):
@@ -231,7 +231,8 @@ def _number(name: str, value: Any, must: str, allowed: Callable[[float], bool]) 
     return cast(jnp.asarray(value), wide_dtype(value.dtype))  # a weakly typed number stays that
 
 
-def _is_differentiable(leaf: Any) -> bool:
+def is_differentiable(leaf: Any) -> bool:
+    """Whether it is a floating or complex array, or a Python number."""
     dtype = getattr(leaf, "dtype", None)
     if dtype is None:
         return isinstance(leaf, (int, float, complex)) and not isinstance(leaf, bool)

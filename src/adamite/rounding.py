@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 
 from adamite import checks
+from adamite.numerics import as_array, is_traced
 from adamite.random_bits import Bits, uniform
 
 
@@ -183,6 +184,17 @@ def straight_through(x: jax.Array, rounded: jax.Array) -> jax.Array:
 
 
 straight_through.defjvp(lambda primals, tangents: (primals[1], tangents[0]))
+
+
+def as_stored(x: Any) -> jax.Array:
+    """`x`, with no more digits than an array of its dtype has in memory.
+
+    Inside of a program XLA leaves out the rounding of a result to 16 bits where wider arithmetic follows.
+    """
+    x = as_array(x)
+    if x.dtype not in (jnp.bfloat16, jnp.float16) or not is_traced(x):
+        return x
+    return nearest(x.astype(jnp.float32), x.dtype).astype(x.dtype)
 
 
 def spacing(x: jax.Array, dtype: jnp.dtype) -> jax.Array:

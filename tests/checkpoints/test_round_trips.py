@@ -66,6 +66,7 @@ def test_all_optimizers_and_wrappers_in_one_tree(tmp_path):
         "spikes": adamite.skip_spikes,
         "accumulate": lambda tx: adamite.accumulate(tx, 2),
         "telemetry": adamite.with_telemetry,
+        "average": lambda tx: adamite.with_ema(tx, storage="bfloat16"),
         "masked": lambda tx: optax.masked(tx, {"w": False, "none": None}),
         "injected": lambda tx: optax.inject_hyperparams(optax.adam)(1e-3),
         "steps": lambda tx: optax.MultiSteps(tx, 2).gradient_transformation(),

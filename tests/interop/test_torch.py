@@ -133,6 +133,7 @@ WRAPPERS = {
     "skip_spikes": adamite.skip_spikes,
     "with_telemetry": adamite.with_telemetry,
     "accumulate": lambda tx: adamite.accumulate(tx, 2),
+    "with_ema": adamite.with_ema,
     "clipped": lambda tx: adamite.chain(optax.clip_by_global_norm(1e9), tx),
     "all of them": lambda tx: adamite.with_telemetry(adamite.accumulate(adamite.skip_nonfinite(tx), 2)),
 }

@@ -26,6 +26,8 @@ def counterparts(
     tree: Any,
     name: str,
     fits: Callable[[tuple[int, ...], tuple[int, ...]], bool] = operator.eq,
+    *,
+    ours: str = "updates",
 ) -> list[Any]:
     """What stands in `tree` where `updates` has its leaves, of which None is one: there, anything may stand in `tree`.
 
@@ -34,6 +36,7 @@ def counterparts(
         tree: the tree to match.
         name: what `tree` is called in an error.
         fits: whether a counterpart's shape goes with a leaf's.
+        ours: what `updates` is called in an error.
 
     Raises:
         ValueError: the two differ in structure or in a shape, which broadcasting would hide; names the first path.
@@ -43,14 +46,12 @@ def counterparts(
         found = structure.flatten_up_to(tree)
         shapes = [None if u is None or x is None else shape_of(x) for u, x in zip(leaves, found, strict=True)]
     except (ValueError, AttributeError):
-        raise ValueError(
-            f"updates and {name} differ in structure: {difference(updates, 'updates', tree, name)}"
-        ) from None
+        raise ValueError(f"{ours} and {name} differ in structure: {difference(updates, ours, tree, name)}") from None
     for index, (leaf, theirs) in enumerate(zip(leaves, shapes, strict=True)):
         if leaf is not None and (theirs is None or not fits(theirs, shape_of(leaf))):
             where = keystr(leaves_with_path(updates, is_leaf=is_none)[index][0])
             what = "is None" if theirs is None else f"has shape {theirs}"
-            raise ValueError(f"updates{where} has shape {shape_of(leaf)}, but {name}{where} {what}")
+            raise ValueError(f"{ours}{where} has shape {shape_of(leaf)}, but {name}{where} {what}")
     return found
 
 

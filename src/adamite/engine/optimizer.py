@@ -7,7 +7,7 @@ is ``update`` and then ``optax.apply_updates``, in whose place a kernel may come
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,9 @@ from adamite import checks
 from adamite.kernels import ENGINES, recorded, unwanted
 from adamite.numerics import is_none
 
-Take = Callable[[optax.Updates, optax.OptState, optax.Params, str, dict[str, Any]], tuple[optax.Params, optax.OptState]]
+Params = TypeVar("Params")
+
+Take = Callable[[Any, optax.OptState, Any, str, dict[str, Any]], tuple[Any, optax.OptState]]
 """``take(grads, state, params, engine, extra_args) -> (params, state)``."""
 
 
@@ -38,19 +40,20 @@ class Optimizer(optax.GradientTransformationExtraArgs):
 
     def step(
         self,
-        grads: optax.Updates,
+        grads: Any,
         state: optax.OptState,
-        params: optax.Params,
+        params: Params,
         *,
         engine: str = "auto",
         **extra_args: Any,
-    ) -> tuple[optax.Params, optax.OptState]:
+    ) -> tuple[Params, optax.OptState]:
         """The parameters and the state after one step.
 
         Args:
             grads: tree of gradients; where one is None, its parameter and its moments stay.
             state: the optimizer's state.
-            params: tree of parameters, of shapes like the gradients'. Donate both under jit, and nothing is copied.
+            params: tree of parameters, of shapes like the gradients'; where a gradient is None, anything may stand: a
+                whole Equinox model will do. Donate state and parameters under jit, and nothing is copied.
             engine: "auto", "xla", "pallas" or "native". With "xla", and where nothing else can be had, results are
                 those of ``update`` and ``optax.apply_updates`` to the bit. A run may change engines at any step. Which
                 engine takes which leaf, `adamite.memory_report` tells.
@@ -78,10 +81,11 @@ class Optimizer(optax.GradientTransformationExtraArgs):
         engine = checks.one_of("engine", engine, ENGINES)
         if params is None:
             raise TypeError("params must be the tree of parameters, got None: call step(grads, state, params)")
+        weights: Any = params  # any tree, of which Optax's types know some
         if self.take is not None and not unwanted(engine):
-            return self.take(grads, state, params, engine, extra_args)
-        updates, state = self.update(grads, state, params, **extra_args)
-        return apply_updates(params, updates), state
+            return self.take(grads, state, weights, engine, extra_args)
+        updates, state = self.update(grads, state, weights, **extra_args)
+        return apply_updates(weights, updates), state
 
 
 def optimizer(init: Any, update: Any, take: Take | None = None) -> Optimizer:
@@ -114,7 +118,7 @@ def as_optimizer(tx: optax.GradientTransformation) -> Optimizer:
     return tx if isinstance(tx, Optimizer) else optimizer(tx.init, optax.with_extra_args_support(tx).update)
 
 
-def apply_updates(params: optax.Params, updates: optax.Updates) -> optax.Params:
+def apply_updates(params: Any, updates: Any) -> Any:
     """`optax.apply_updates`, in which a parameter without an update stays."""
     return jax.tree.map(lambda u, p: p if u is None else moved(p, u), updates, params, is_leaf=is_none)
 
