@@ -1,6 +1,7 @@
 """Every mistake is refused by name: the argument (or the path), what came, and what is allowed."""
 
 import re
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,8 @@ import optax
 import pytest
 
 import adamite
+from adamite.checkpoint.settings import settings
+from adamite.engine.matching import difference
 
 NAN, INF = float("nan"), float("inf")
 RECIPES = {"adam": adamite.adam, "adamw": adamite.adamw, "nadam": adamite.nadam, "nadamw": adamite.nadamw}
@@ -254,3 +257,52 @@ def test_inject_hyperparams_on_bfloat16_is_refused_and_told():
     tx = optax.inject_hyperparams(adamite.adam, hyperparam_dtype=jnp.float32)(1e-3)
     updates, _ = tx.update({"w": jnp.ones(3, jnp.bfloat16)}, tx.init(params), params)
     np.testing.assert_allclose(updates["w"].astype(jnp.float32), -1e-3, rtol=1e-2)
+
+
+WHOLE = {
+    "accumulate": lambda n: adamite.accumulate(adamite.adam(1e-3), n),
+    "guard": lambda n: adamite.skip_nonfinite(adamite.adam(1e-3), n),
+    "block": lambda n: adamite.adam(1e-3, moments=adamite.storage.Blockwise(block=n, smallest=n, seed=n)),
+    "dense": lambda n: adamite.adam(1e-3, moments=adamite.storage.Dense(jnp.dtype(jnp.bfloat16), seed=n)),
+    "rounding": lambda n: adamite.adam(1e-3, rounding=adamite.rounding.Residual8(seed=n)),
+}
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_whole_numbers_may_be_arrays(case):
+    """They are plain numbers from there on: the optimizer says the same of itself, and takes steps."""
+    plain = WHOLE[case](4)
+    params = {"w": jnp.ones((4, 64), jnp.bfloat16)}
+    for number in (jnp.int32(4), jnp.asarray(4, jnp.uint8), np.int64(4), np.array(4)):
+        tx = WHOLE[case](number)
+        assert settings(tx) == settings(plain)
+        tx.update(params, tx.init(params), params)
+    for wrong in (jnp.int32([4]), jnp.float32(4), jnp.array(True), np.array([4]), np.array(4.0)):
+        with pytest.raises(TypeError, match="must be a whole number"):
+            WHOLE[case](wrong)
+    with pytest.raises(TypeError, match=r"must be a whole number.* that is known outside of jit, got a traced array"):
+        jax.jit(lambda n: WHOLE[case](n).init(params))(4)
+
+
+class Pair(NamedTuple):
+    a: jax.Array
+    b: jax.Array
+
+
+CLASSES = {
+    "a list for a tuple": ({"w": [1.0, 2.0]}, {"w": (1.0, 2.0)}, "ours['w'] is a list, theirs['w'] a tuple"),
+    "another NamedTuple": ([Pair(1.0, 2.0)], [(1.0, 2.0)], "ours[0].a has no counterpart in theirs"),
+    "nothing within": ({"w": 1.0, "n": ()}, {"w": 1.0, "n": []}, "ours['n'] is a tuple, theirs['n'] a list"),
+    "a leaf": ({"w": 1.0, "n": ()}, {"w": 1.0}, "ours['n'] has no counterpart in theirs"),
+    "static": (
+        jax.tree_util.Partial(abs, 1.0),
+        jax.tree_util.Partial(max, 1.0),
+        "the static fields of ours, a Partial, and theirs",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CLASSES)
+def test_trees_of_the_same_paths_differ_in_a_class(case):
+    ours, theirs, text = CLASSES[case]
+    assert difference(ours, theirs, "ours", "theirs").startswith(text)

@@ -11,13 +11,14 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from flax import nnx
 from flax.training.train_state import TrainState
 from jax import P
 from jax.sharding import AxisType, NamedSharding, SingleDeviceSharding
 
 import adamite
 from adamite import convert_moments
-from adamite.convert import UNSIGNED
+from adamite.convert import UNSIGNED, stored_as
 from adamite.engine.per_leaf import Counted
 from adamite.storage import Blockwise, Dense, Quantized
 from bits import assert_same_bits
@@ -434,3 +435,51 @@ def test_a_checkpoint_of_optax_is_read_converted_and_goes_on(tmp_path):
     restored = convert_moments(by_orbax(tmp_path, state, target), "int8")
     assert_same_bits(restored, convert_moments(state, "int8"))
     train(adamite.adam(1e-2, moments="int8"), 2, params, restored, first=4)
+
+
+def test_a_function_sees_the_paths_of_init_in_models_of_nnx():
+    model, seen = nnx.Linear(64, 256, rngs=nnx.Rngs(0)), []
+
+    def kernels(path, leaf):
+        seen.append(jax.tree_util.keystr(path))
+        return "int8" if "kernel" in seen[-1] else "float32"
+
+    tx = adamite.adam(1e-2, moments=kernels)
+    born = tx.init(nnx.state(model, nnx.Param))
+    at_init, seen[:] = sorted({*seen}), []
+    state = nnx.Optimizer(model, adamite.adam(1e-2), wrt=nnx.Param).opt_state
+    lean = convert_moments(state, kernels)
+    assert sorted({*seen}) == at_init == ["['bias']", "['kernel']"]
+    assert_same_bits(nnx.as_pure(lean)[0].mu.codes, nnx.as_pure(born)[0].mu.codes)
+
+
+class TestStatesThatDiffer:
+    """The first path that differs, and no structure that is cut off."""
+
+    STATE = optax.adam(1e-2).init({"w": jnp.ones((64, 64))})
+
+    def test_no_moments(self):
+        text = r"of an optimizer's NamedTuples, got a dict of 2 leaves, the first at state\['a'\]\[0\]"
+        with pytest.raises(ValueError, match=text):
+            convert_moments({"b": jnp.ones(2), "a": [jnp.ones(3)]}, "int8")
+        with pytest.raises(ValueError, match=r"NamedTuples, got a tuple of 0 leaves$"):
+            convert_moments((), "int8")
+
+    @pytest.mark.parametrize(
+        ("like", "text"),
+        [
+            (optax.adamw(1e-2).init({"w": jnp.ones((64, 64))}), "like[2] has no counterpart in state"),
+            (
+                (optax.scale_by_lion().init({"w": jnp.ones((64, 64))}), optax.EmptyState()),
+                "state must be a ScaleByLionState, got ScaleByAdamState",
+            ),
+            (
+                optax.adam(1e-2).init({"v": jnp.ones((64, 64))}),
+                "mu must have the structure of the parameters: mu['w'] has no counterpart in like's mu",
+            ),
+            ({"state": STATE}, "state and like differ in structure: state[0] has no counterpart in like"),
+        ],
+    )
+    def test_another_state(self, like, text):
+        with pytest.raises(ValueError, match=re.escape(text)):
+            stored_as(self.STATE, like)

@@ -18,7 +18,7 @@ FLOORS = [
     {"learning_rate", "regularization"},
     {"algorithms"},
     {"cautious", "sharding", "guards", "accumulate", "averaging", "grouping"},
-    {"convert", "memory", "planning", "telemetry"},
+    {"convert", "convert_weights", "memory", "planning", "telemetry"},
     {"checkpoint", "interop"},
     {"__init__", "__main__"},
 ]

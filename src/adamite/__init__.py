@@ -21,6 +21,7 @@ from adamite.algorithms.stable_adamw import scale_by_stable_adam, stable_adamw
 from adamite.averaging import EmaState, ema_params, with_ema
 from adamite.cautious import cautious
 from adamite.convert import convert_moments
+from adamite.convert_weights import convert_weights
 from adamite.engine import Optimizer, RoundingState, chain, full_weights, round_weights
 from adamite.grouping import partition
 from adamite.guards import SkipState, skip_nonfinite, skip_spikes
@@ -63,6 +64,7 @@ __all__ = [
     "cautious",
     "chain",
     "convert_moments",
+    "convert_weights",
     "ema_params",
     "full_weights",
     "identity",

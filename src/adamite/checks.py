@@ -178,13 +178,19 @@ def states(state: Any, count: int) -> tuple[Any, ...]:
 
 
 def whole(name: str, value: Any, *, lowest: int | None = None) -> int:
-    """A whole number, not below `lowest`."""
+    """A whole number, not below `lowest`: of Python, or an array of shape () of NumPy or JAX."""
     must = f"{name} must be a whole number" + (f" >= {lowest}" if lowest is not None else "")
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+    if is_traced(value):
+        raise TypeError(f"{must} that is known outside of jit, got a traced array")
+    array = (
+        isinstance(value, (jax.Array, np.ndarray)) and value.shape == () and jnp.issubdtype(value.dtype, jnp.integer)
+    )
+    if not (array or isinstance(value, numbers.Integral)) or isinstance(value, bool):
         raise TypeError(f"{must}, got {_describe(value)}")
-    if lowest is not None and value < lowest:
-        raise ValueError(f"{must}, got {value}")
-    return int(value)
+    number = int(value)
+    if lowest is not None and number < lowest:
+        raise ValueError(f"{must}, got {number}")
+    return number
 
 
 def seed(value: Any) -> int | None:
@@ -194,9 +200,10 @@ def seed(value: Any) -> int | None:
 
 def power_of_two(name: str, value: Any) -> int:
     """1, 2, 4, 8, ..."""
-    if whole(name, value, lowest=1).bit_count() != 1:
-        raise ValueError(f"{name} must be a power of two, got {value}")
-    return int(value)
+    number = whole(name, value, lowest=1)
+    if number.bit_count() != 1:
+        raise ValueError(f"{name} must be a power of two, got {number}")
+    return number
 
 
 def _or_schedule(check: Callable[[str, Any], Any], name: str, value: Any) -> Any:

@@ -14,10 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType
-from jax.tree_util import KeyPath, keystr, tree_leaves_with_path, tree_map_with_path
+from jax.tree_util import KeyPath, keystr, tree_map_with_path
 
+from adamite.engine.matching import difference
 from adamite.engine.per_leaf import Counted
 from adamite.engine.placement import beside, settle
+from adamite.paths import leaves_with_path
 from adamite.storage import Blockwise, Dense, Quantized, Storage, choose
 
 UNSIGNED = {"mu": False, "m1": False, "m2": False, "trace": False, "nu": True, "nu_max": True, "sum_of_squares": True}
@@ -67,9 +69,10 @@ def convert_moments(state: Any, moments: Any) -> Any:
     """
     nodes, structure = jax.tree.flatten(state, is_leaf=is_rule_state)
     if not any(map(is_rule_state, nodes)):
+        first = next((f", the first at state{keystr(path)}" for path, _ in leaves_with_path(state)), "")
         raise ValueError(
             f"state must hold moments, the fields {', '.join(UNSIGNED)} of an optimizer's NamedTuples, "
-            f"got {structure!s:.200}"
+            f"got a {type(state).__name__} of {len(jax.tree.leaves(state))} leaves{first}"
         )
     return structure.unflatten(_converted(node, moments) if is_rule_state(node) else node for node in nodes)
 
@@ -83,7 +86,8 @@ def stored_as(state: Any, like: Any) -> Any:
     nodes, structure = jax.tree.flatten(state, is_leaf=is_rule_state)
     likes, wanted = jax.tree.flatten(like, is_leaf=is_rule_state)
     if structure != wanted:
-        raise ValueError(f"state must have the structure {wanted!s:.200}, got {structure!s:.200}")
+        ours, theirs = (x.unflatten(range(x.num_leaves)) for x in (structure, wanted))
+        raise ValueError(f"state and like differ in structure: {difference(ours, 'state', theirs, 'like')}")
     return wanted.unflatten(
         _node_as(node, one) if is_rule_state(one) else node for node, one in zip(nodes, likes, strict=True)
     )
@@ -134,8 +138,10 @@ def _node_as(node: Any, like: Any) -> Any:
     new = own
     for name in (name for name in own._fields if name in UNSIGNED):
         moment, target = getattr(own, name), getattr(its, name)
-        if jax.tree.structure(_values(moment)) != jax.tree.structure(_values(target)):
-            raise ValueError(f"{name} must have the structure of the parameters")
+        values, others = _values(moment), _values(target)
+        if jax.tree.structure(values) != jax.tree.structure(others):
+            where = difference(values, name, others, f"like's {name}")
+            raise ValueError(f"{name} must have the structure of the parameters: {where}")
         wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _column(target))
         new = new._replace(**{name: _recoded(moment, wanted, UNSIGNED[name], isinstance(target, Quantized))})
     if not isinstance(like, Counted):
@@ -146,7 +152,7 @@ def _node_as(node: Any, like: Any) -> Any:
 
 def _moment(moment: Any, unsigned: bool, storage: Storage) -> Any:
     """A moment of all leaves; the same object if it is kept so already."""
-    column, paths = _column(moment), [path for path, _ in tree_leaves_with_path(_values(moment))]
+    column, paths = _column(moment), [path for path, _ in leaves_with_path(_values(moment))]
     return _recoded(moment, _wanted(column, paths, unsigned, storage), unsigned, storage.form is Quantized)
 
 
@@ -215,8 +221,7 @@ def _types(column: list[Any]) -> list[tuple[tuple[int, ...], jnp.dtype]]:
 def _check_shapes(own: Any, first: str, name: str) -> None:
     """Refuse moments that are not elementwise."""
     one, other = (
-        {keystr(path): x.shape for path, x in tree_leaves_with_path(_values(getattr(own, field)))}
-        for field in (first, name)
+        {keystr(path): x.shape for path, x in leaves_with_path(_values(getattr(own, field)))} for field in (first, name)
     )
     for where in sorted(one.keys() | other.keys()):
         if one.get(where) != other.get(where):

@@ -89,7 +89,7 @@ class Stochastic:
     residual_dtype = None
 
     def __post_init__(self) -> None:
-        checks.whole("seed", self.seed)
+        object.__setattr__(self, "seed", checks.whole("seed", self.seed))
 
     def weights(self, p: jax.Array, residual: Any) -> jax.Array:
         """`p`."""
@@ -113,7 +113,7 @@ class Residual8:
     residual_dtype = jnp.dtype(jnp.int8)
 
     def __post_init__(self) -> None:
-        checks.whole("seed", self.seed)
+        object.__setattr__(self, "seed", checks.whole("seed", self.seed))
 
     def weights(self, p: jax.Array, residual: Any) -> jax.Array:
         """`p` and the counts beside it."""

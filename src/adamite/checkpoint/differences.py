@@ -4,30 +4,34 @@ Every difference has a name, which `allow` takes:
 
     optimizer.learning_rate     an argument of the optimizer; "optimizer" is all of them
     storage                     how moments are kept: they are converted, with the arguments that say how
+    weights                     how weights are kept, their dtype and residuals: likewise
     dtype                       floating arrays in another dtype: they are cast
-    mesh                        arrays cut otherwise, or on another number of devices, and the arguments that say how
+    mesh                        arrays cut otherwise, or on other devices, and what says so in the optimizer: `zero1`
+    tree[0]['head']             what is new at that place, has another shape, or is not there any more
+    ['head']                    likewise, wherever paths have these keys: a parameter and its moments
 
-All else (a path that is missing, a shape, another class of state) cannot be allowed: it would be another run.
+All else (another class of state, integers of another dtype) cannot be allowed: it would be another run.
 """
 
-import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from adamite import checks
-from adamite.checkpoint.leaves import Leaf, describe, leaves_of
-from adamite.checkpoint.manifest import Manifest, types_of
-from adamite.checkpoint.meant import as_stored, as_typed, is_floating
-from adamite.checkpoint.settings import settings
-from adamite.checks import RefusedError
+from adamite.checkpoint.leaves import Leaf, is_floating
+from adamite.checkpoint.places import is_place
+from adamite.convert_weights import keys
+from adamite.engine import RoundingState
 from adamite.engine.per_leaf import Counted
 from adamite.storage import Quantized
 
-KINDS = ("storage", "dtype", "mesh")
-SAYS = {"moments": "storage", "mu_dtype": "storage", "mesh": "mesh", "param_shardings": "mesh"}
-"""The optimizer's arguments of which a difference belongs to another."""
+KINDS = ("storage", "dtype", "mesh", "weights")
+KEPT = {Quantized.__name__: "storage", Counted.__name__: "storage", RoundingState.__name__: "weights"}
+"""Classes of a state that come with one kind of difference."""
 SHOWN = 12
+
+Described = tuple[Mapping[str, str], Mapping[str, Leaf]]
+"""The classes of a tree's inner nodes and its leaves, by path."""
 
 
 def names(allow: Any) -> set[str]:
@@ -39,74 +43,53 @@ def names(allow: Any) -> set[str]:
     """
     allowed = checks.strings("allow", allow)
     for name in allowed:
-        if name not in KINDS and not f"{name}.".startswith("optimizer."):
-            raise ValueError(f"allow must hold {', '.join(KINDS)} or optimizer.ARGUMENT, got {name!r:.80}")
+        if name not in KINDS and not f"{name}.".startswith("optimizer.") and not is_place(name):
+            raise ValueError(
+                f"allow must hold {', '.join(KINDS)}, optimizer.ARGUMENT or a place such as tree[0]['head'] "
+                f"or ['head'], got {name!r:.80}"
+            )
     return allowed
 
 
-def compare(manifest: Manifest, like: Any, tx: Any, allowed: set[str]) -> Any:
-    """The abstract tree that is to be read: `like`, but for what is meant to be different.
+def of_trees(saved: Described, now: Described, weights: set[str], allowed: set[str], name: str) -> Iterator[str]:
+    """Each difference that is not allowed, with its path, both values and the name that allows it.
 
-    Raises:
-        RefusedError: there are differences that are not meant; all are named.
+    Args:
+        saved: the tree that was saved.
+        now: the tree that is wanted.
+        weights: the paths of leaves that belong to no optimizer's state.
+        allowed: what may differ.
+        name: what errors call the tree.
     """
-    saved = as_stored(manifest, like) if "storage" in allowed else like
-    saved = as_typed(manifest, saved) if "dtype" in allowed else saved
-    found = [*_of_settings(manifest.optimizer, settings(tx) if tx is not None else {}, allowed)]
-    found += _of_trees(manifest, saved, allowed)
-    if found:
-        more = f"\n  and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-        lines = "".join(f"\n  {line}" for line in found[:SHOWN])
-        raise RefusedError(f"the checkpoint is another's:{lines}{more}")
-    return saved
+    types = saved[0], now[0]
+    rounded = any(KEPT.get(kind) == "weights" for tree in types for kind in tree.values())
+    for path in sorted(types[0].keys() | types[1].keys()):
+        was, is_now = (tree.get(path, "nothing") for tree in types)
+        if was != is_now and path not in saved[1] and path not in now[1]:
+            yield f"{name}{path}: saved {was}, now {is_now} (allow {(_kind(types, path) or name + path)!r})"
+    for path in sorted(saved[1].keys() | now[1].keys()):
+        was, is_now = (tree[1].get(path) for tree in (saved, now))
+        line = f"{name}{path}: saved {_words(was)}, now {_words(is_now)}"
+        if was is None or is_now is None or was.shape != is_now.shape:
+            yield f"{line} (allow {(_kind(types, path) or name + path)!r})"
+        elif was.dtype != is_now.dtype:
+            kind = _kind(types, path)
+            if is_floating(was.dtype) and is_floating(is_now.dtype):
+                kind = "weights" if rounded and path in weights else kind or "dtype"
+            yield line + (f" (allow {kind!r})" if kind else "")
+        elif "mesh" not in allowed and (was.grid, was.devices) != (is_now.grid, is_now.devices):
+            yield f"{name}{path}: saved {_where(was)}, now {_where(is_now)} (allow 'mesh')"
 
 
-def _of_settings(saved: dict[str, Any], now: dict[str, Any], allowed: set[str]) -> Iterator[str]:
-    ours, theirs = dict(_flat("optimizer", now)), dict(_flat("optimizer", saved))
-    for path in sorted(ours.keys() | theirs.keys()):
-        was, is_now = (json.dumps(x[path]) if path in x else "nothing" for x in (theirs, ours))
-        name = SAYS.get(_argument(path), path)
-        if was != is_now and not any(f"{name}.".startswith((f"{one}.", f"{one}[")) for one in allowed):
-            yield f"{path}: saved {was}, now {is_now} (allow {name!r})"
-
-
-def _flat(path: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        for key, item in value.items():
-            yield from _flat(f"{path}.{key}", item)
-    elif isinstance(value, list) and value:
-        for i, item in enumerate(value):
-            yield from _flat(f"{path}[{i}]", item)
-    else:
-        yield path, value
-
-
-def _argument(path: str) -> str:
-    """The name of the innermost argument that says another kind of difference; "" if none does."""
-    words = path.replace("[", ".").split(".")
-    return next((word for word in reversed(words) if word in SAYS), "")
-
-
-def _of_trees(manifest: Manifest, like: Any, allowed: set[str]) -> Iterator[str]:
-    types, leaves = types_of(like), {path: describe(leaf) for path, leaf in leaves_of(like).items()}
-    for path in sorted(types.keys() | manifest.types.keys()):
-        was, is_now = manifest.types.get(path, "nothing"), types.get(path, "nothing")
-        if was != is_now and path not in manifest.leaves and path not in leaves:
-            yield f"tree{path}: saved {was}, now {is_now}{_hint(was, is_now)}"
-    for path in sorted(leaves.keys() | manifest.leaves.keys()):
-        saved, now = manifest.leaves.get(path), leaves.get(path)
-        if saved is None or now is None:
-            yield f"tree{path}: saved {_words(saved)}, now {_words(now)}"
-        elif (saved.shape, saved.dtype) != (now.shape, now.dtype):
-            castable = saved.shape == now.shape and all(map(is_floating, (saved.dtype, now.dtype)))
-            yield f"tree{path}: saved {_words(saved)}, now {_words(now)}" + (" (allow 'dtype')" if castable else "")
-        elif "mesh" not in allowed and (saved.grid, saved.devices) != (now.grid, now.devices):
-            yield f"tree{path}: saved {_where(saved)}, now {_where(now)} (allow 'mesh')"
-
-
-def _hint(was: str, is_now: str) -> str:
-    kept = {Quantized.__name__, Counted.__name__}
-    return " (allow 'storage')" if kept & {was, is_now} and "nothing" not in (was, is_now) else ""
+def _kind(types: tuple[Mapping[str, str], Mapping[str, str]], path: str) -> str | None:
+    """The kind of difference that explains one at a path, as a class above it tells; None if none does."""
+    way = keys(path)
+    for n in range(len(way), -1, -1):
+        was, is_now = (tree.get("".join(way[:n])) for tree in types)
+        kinds = {KEPT[kind] for kind in (was, is_now) if kind in KEPT}
+        if "weights" in kinds or (kinds and was != is_now and None not in (was, is_now)):
+            return kinds.pop()
+    return None
 
 
 def _words(leaf: Leaf | None) -> str:

@@ -21,6 +21,8 @@ from jax.tree_util import keystr, tree_flatten_with_path
 
 from adamite.checkpoint.leaves import Leaf
 from adamite.checks import RefusedError
+from adamite.convert_weights import keys
+from adamite.paths import unwrapped
 
 SCHEMA = 1
 
@@ -29,7 +31,7 @@ Kind = TypeVar("Kind")
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """See above. Paths are those of `jax.tree_util.keystr`."""
+    """See above. Paths are those of `jax.tree_util.keystr`, without what Flax wraps arrays in (see `paths`)."""
 
     step: int
     record: Any
@@ -50,6 +52,28 @@ class Manifest:
             "leaves": {path: leaf._asdict() | {"sha256": self.sha256[path]} for path, leaf in self.leaves.items()},
         }
         return content | {"sha256": _hash(content)}
+
+    def root_of(self, part: str | None) -> str:
+        """The path of a part of the tree, "" of the whole.
+
+        Raises:
+            RefusedError: no such part was saved.
+        """
+        root = "" if part is None else part.removeprefix("tree")
+        if part is not None and (not part.startswith("tree") or not self.below(root).leaves):
+            known = {f"tree{keys(path)[0]}": None for path in self.leaves if path}
+            raise RefusedError(f"only must name a part that was saved, such as {', '.join(known)}, got {part!r:.80}")
+        return root
+
+    def below(self, path: str) -> "Manifest":
+        """Of the part of the tree that is at `path`: paths begin there."""
+
+        def part(found: dict[str, Any]) -> dict[str, Any]:
+            rest = {at.removeprefix(path): value for at, value in found.items() if at.startswith(path)}
+            return {at: value for at, value in rest.items() if at[:1] in ("", "[", ".")}
+
+        parts = {name: part(getattr(self, name)) for name in ("types", "leaves", "sha256")}
+        return dataclasses.replace(self, **parts)
 
     @classmethod
     def from_json(cls, content: Any) -> "Manifest":
@@ -90,7 +114,7 @@ def types_of(tree: Any) -> dict[str, str]:
         for key, child in children:
             visit(child, (*path, *key))
 
-    visit(tree, ())
+    visit(unwrapped(tree), ())
     return found
 
 

@@ -14,16 +14,16 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from adamite import checks
-from adamite.checkpoint.differences import compare, names
+from adamite.checkpoint import reading
+from adamite.checkpoint.differences import names
 from adamite.checkpoint.hashing import sha256
-from adamite.checkpoint.leaves import array, cast, describe, empty, leaves_of, restored, target
+from adamite.checkpoint.leaves import array, describe, leaves_of, restored
 from adamite.checkpoint.manifest import Manifest, types_of
+from adamite.checkpoint.plan import planned
+from adamite.checkpoint.reading import ARRAYS, MANIFEST, NONE
+from adamite.checkpoint.record import plain
 from adamite.checkpoint.settings import settings
 from adamite.checks import RefusedError
-from adamite.convert import stored_as
-
-ARRAYS, MANIFEST = "arrays", "adamite"
-"""The names of Orbax's items."""
 
 Where = str | os.PathLike[str] | ocp.CheckpointManager
 
@@ -48,7 +48,7 @@ def manager(
         options: how many are kept, which steps are saved, whether writing goes on after `save` returns.
         also: the handlers of other items that `save` is given, by name.
     """
-    handlers = {ARRAYS: ocp.StandardCheckpointHandler(), MANIFEST: ocp.JsonCheckpointHandler(), **(also or {})}
+    handlers = {ARRAYS: ocp.PyTreeCheckpointHandler(), MANIFEST: ocp.JsonCheckpointHandler(), **(also or {})}
     name = checks.path("folder", folder)
     return ocp.CheckpointManager(
         name if "://" in name else os.path.abspath(name), options=options, item_handlers=handlers
@@ -70,10 +70,11 @@ def save(
         where: a folder, which is made; all its checkpoints are kept, and this one is complete on return. Or a
             `manager`, whose options say how many are kept and whether writing goes on after the return: the arrays
             have been hashed and copied then, and may be donated.
-        step: how many steps were taken, a whole number >= 0, of which there is no checkpoint yet.
+        step: how many steps were taken, a whole number >= 0 or an array of one, of which there is no checkpoint yet.
         tree: parameters, optimizer state and what else is to go on: arrays of JAX or NumPy, random keys and numbers.
         tx: the optimizer, whose name and arguments are kept to be compared (see `adamite.identity`).
-        record: what else is to be known, as JSON has it: dicts with strings for keys, lists, strings, numbers.
+        record: what else is to be known, as JSON has it: dicts with strings for keys, lists, strings, numbers. Numbers
+            may be of NumPy or JAX, and come back as Python's. NaN and infinities come back, too.
         also: other items for Orbax, such as a data loader's, whose handlers the manager was given; it reads them, too.
 
     Returns:
@@ -84,7 +85,7 @@ def save(
         ValueError: `step` is below 0 or there already.
     """
     step = checks.whole("step", step, lowest=0)
-    leaves, record = leaves_of(tree), _json(record)
+    leaves, record = leaves_of(tree), plain(record)
     described = {path: describe(leaf) for path, leaf in leaves.items()}
     arrays = {path: array(leaf) for path, leaf in leaves.items()}
     with _opened(where) as its:
@@ -96,32 +97,54 @@ def save(
         told = settings(tx) if tx is not None else {}
         manifest = Manifest(step, record, told, types_of(tree), described, dict(zip(leaves, hashes, strict=True)))
         items = {
-            ARRAYS: ocp.args.StandardSave({path: x for path, x in arrays.items() if np.size(x)} or NONE),
+            ARRAYS: ocp.args.PyTreeSave({path: x for path, x in arrays.items() if np.size(x)} or NONE),
             MANIFEST: ocp.args.JsonSave(manifest.to_json()),
         }
         return its.save(step, args=ocp.args.Composite(**items, **(also or {})), force=True)
 
 
 def restore(
-    where: Where, like: Any, tx: Any = None, *, step: int | None = None, allow: str | Collection[str] = ()
+    where: Where,
+    like: Any,
+    tx: Any = None,
+    *,
+    step: int | None = None,
+    allow: str | Collection[str] = (),
+    only: str | None = None,
 ) -> Checkpoint:
     """Read a checkpoint, if it is whole and is what is expected.
 
     Args:
         where: a folder, or a `manager`.
-        like: a tree as the saved one is to be: structure, shapes, dtypes and shardings are its. Arrays of JAX or NumPy
-            and numbers, of which the values do not matter, or `jax.ShapeDtypeStruct`.
+        like: a tree as the result is to be: its structure, types, shapes, dtypes and shardings are those of the result.
+            Arrays of JAX or NumPy, random keys and numbers, of which the values do not matter, or
+            `jax.ShapeDtypeStruct`. Where it has a number of Python, a saved array of shape () of the same kind (whole,
+            floating, True or False) comes back as such a number; where it has such an array, a saved number of Python
+            comes back as an array. So the first step after `restore` compiles to the program of a new run's first.
         tx: the optimizer that goes on. Its name and arguments must be those of the one that was saved.
         step: which checkpoint; None: the last.
-        allow: the names of differences that are meant, as errors tell them. "storage": moments are kept in another way,
-            and converted; "dtype": floating arrays are cast; "mesh": arrays are laid on other devices;
-            "optimizer.learning_rate", for any argument: it is another.
+        allow: the names of differences that are meant, as errors tell them:
+
+            - "storage": moments are stored in another way (``moments=``), and converted to that of `like`;
+            - "weights": weights are stored in another way (their dtype, and residuals of ``rounding=``), and converted
+              as `adamite.convert_weights` does;
+            - "dtype": floating arrays have another dtype, and are cast;
+            - "mesh": arrays are on other devices, with `adamite.sharding.zero1` or without;
+            - "optimizer.learning_rate", for any argument: it has another value; "optimizer": all of them;
+            - "tree[0]['head']", for any place of the tree: what is new there, or has another shape, keeps the value
+              that it has in `like`; what is saved and is not in `like` is not read;
+            - "['head']": the same, wherever paths have these keys one after another: a parameter, and what an
+              optimizer's state holds of it.
+
+        only: the part of the saved tree that is read, such as "tree[0]", and that `like` is; None: all. No other array
+            is read. The optimizer is compared only if there is a `tx`.
 
     Returns:
         ``Checkpoint(step, tree, record)``.
 
     Raises:
-        RefusedError: files are damaged, or something differs: each difference is named with its path and both values.
+        RefusedError: files are damaged, or something differs: each difference is named with its path and both values;
+            or a saved number is too large for its dtype in `like`.
         FileNotFoundError: there is no such checkpoint.
         TypeError: an argument is the wrong kind of thing, or holds it.
         ValueError: `allow` is unknown.
@@ -144,23 +167,28 @@ def restore(
           optimizer.learning_rate: saved 0.001, now 0.0001 (allow 'optimizer.learning_rate')
         >>> restore(folder.name, (params, tx.init(params)), tx, allow="optimizer.learning_rate").step
         7
+
+        The weights alone:
+
+        >>> restore(folder.name, params, only="tree[0]").tree
+        {'w': Array([0., 1., 2.], dtype=float32)}
         >>> folder.cleanup()
     """
     allowed = names(allow)
     leaves_of(like, "like")
+    if not (only is None or isinstance(only, str)):
+        raise TypeError(
+            f"only must be None or a string such as 'tree[0]', got {only!r:.80} of type {type(only).__name__}"
+        )
+    told = None if tx is None else settings(tx)
     with _opened(where, create=False) as its:
         step = _chosen(its, step)
         with _refusing(its, step):
-            manifest = _manifest(its, step)
-            expected = compare(manifest, like, tx, allowed)
-            leaves = leaves_of(expected)
-            arrays = _arrays(its, step, {path: target(leaf) for path, leaf in leaves.items()})
-            _check_hashes(manifest, arrays)
-    tree = jax.tree.structure(expected).unflatten(restored(arrays[path], leaf) for path, leaf in leaves.items())
-    if "storage" in allowed:
-        tree = stored_as(tree, like)
-    if "dtype" in allowed:
-        tree = jax.tree.map(cast, tree, like)
+            manifest = reading.read_manifest(its, step)
+            root = manifest.root_of(only)
+            read, finish = planned(manifest.below(root), like, told, allowed, f"tree{root}")
+            arrays = reading.read_arrays(its, step, manifest, {root + path: leaf for path, leaf in read.items()})
+    tree = finish({path: restored(arrays[root + path], leaf) for path, leaf in read.items()})
     return Checkpoint(step, tree, manifest.record)
 
 
@@ -178,11 +206,7 @@ def read_manifest(where: Where, *, step: int | None = None) -> Manifest:
     with _opened(where, create=False) as its:
         step = _chosen(its, step)
         with _refusing(its, step):
-            return _manifest(its, step)
-
-
-NONE = {"": np.zeros(1)}
-"""In place of no arrays at all, which Orbax refuses."""
+            return reading.read_manifest(its, step)
 
 
 @contextlib.contextmanager
@@ -226,54 +250,3 @@ def _refusing(its: ocp.CheckpointManager, step: int) -> Iterator[None]:
         raise RefusedError(
             f"step {step} in {its.directory} cannot be read: {type(error).__name__}: {error!s:.500}"
         ) from error
-
-
-def _manifest(its: ocp.CheckpointManager, step: int) -> Manifest:
-    content = its.restore(step, args=ocp.args.Composite(**{MANIFEST: ocp.args.JsonRestore()}))[MANIFEST]
-    manifest = Manifest.from_json(content)
-    if manifest.step != step:
-        raise RefusedError(f"the checkpoint must be of step {step}, but says that it is of step {manifest.step}")
-    return manifest
-
-
-def _arrays(its: ocp.CheckpointManager, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
-    """The arrays, as Orbax has them."""
-    there = {path: x for path, x in wanted.items() if np.prod(x.shape)} or NONE
-    found = its.item_metadata(step)[ARRAYS]
-    if found is None:
-        raise RefusedError("its arrays are not there; or the manager is not one of adamite.checkpoint.manager")
-    found = dict(found.tree)
-    for path in sorted(found.keys() | there.keys()):
-        kept, told = _type(found.get(path)), _type(there.get(path))
-        if kept != told:
-            raise RefusedError(f"its files hold {kept} for tree{path}, its manifest says {told}")
-    arrays = its.restore(step, args=ocp.args.Composite(**{ARRAYS: ocp.args.StandardRestore(there)}))[ARRAYS]
-    return {path: arrays[path] if path in there else empty(x) for path, x in wanted.items()}
-
-
-def _check_hashes(manifest: Manifest, arrays: dict[str, Any]) -> None:
-    hashes = sha256(list(arrays.values()), [manifest.leaves[path].grid for path in arrays])
-    for (path, x), found in zip(arrays.items(), hashes, strict=True):
-        if found != manifest.sha256[path]:
-            raise RefusedError(
-                f"tree{path}, {x.dtype.name}{list(x.shape)}, is damaged: "
-                f"its SHA-256 is {found}, saved {manifest.sha256[path]}"
-            )
-
-
-def _json(value: Any, where: str = "record") -> Any:
-    """A copy, of what JSON has."""
-    if isinstance(value, dict):
-        for key in value:
-            if not isinstance(key, str):
-                raise TypeError(f"{where} must have strings for keys, got {key!r:.80} of type {type(key).__name__}")
-        return {key: _json(item, f"{where}[{key!r}]") for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_json(item, f"{where}[{i}]") for i, item in enumerate(value)]
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise TypeError(f"{where} must be what JSON has, got {value!r:.80} of type {type(value).__name__}")
-
-
-def _type(x: Any) -> str:
-    return "nothing" if x is None else f"{np.dtype(x.dtype).name}{list(x.shape)}"

@@ -75,10 +75,10 @@ class Blockwise:
     form = Quantized
 
     def __post_init__(self) -> None:
-        checks.power_of_two("block", self.block)
-        checks.whole("smallest", self.smallest, lowest=0)
+        object.__setattr__(self, "block", checks.power_of_two("block", self.block))
+        object.__setattr__(self, "smallest", checks.whole("smallest", self.smallest, lowest=0))
         checks.flag("float8", self.float8)
-        checks.seed(self.seed)
+        object.__setattr__(self, "seed", checks.seed(self.seed))
 
     def fresh(self, leaf: Any, path: KeyPath = ()) -> Quantized:
         """Blocks of the initial value."""

@@ -39,7 +39,7 @@ class Dense:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", checks.floating_dtype("dtype", self.dtype))
-        checks.seed(self.seed)
+        object.__setattr__(self, "seed", checks.seed(self.seed))
 
     def fresh(self, leaf: Any, path: KeyPath = ()) -> jax.Array:
         """An array of the leaf's shape, full of the initial value."""
