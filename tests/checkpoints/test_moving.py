@@ -100,6 +100,15 @@ class TestWeights:
         assert_same_bits((params, state), wanted)
         train(target, params, steps=1)
 
+    @pytest.mark.parametrize("moments", ["bfloat16", "int8"])
+    def test_moments_are_no_weights(self, tmp_path, moments):
+        """Though they have the weights' dtype and shapes, and are nearer to the residuals."""
+        tx, target = make(None, moments=moments), make("residual8", moments=moments)
+        tree = train(tx, draw())
+        save(tmp_path, 2, tree, tx)
+        found = restore(tmp_path, (draw(BFLOAT16), target.init(draw(BFLOAT16))), target, allow="weights").tree
+        assert_same_bits(found, adamite.convert_weights(*tree, target, BFLOAT16))
+
     def test_differences_say_weights(self, tmp_path):
         tx, target = make(None), make("residual8")
         save(tmp_path, 2, train(tx, draw()), tx)
@@ -365,6 +374,16 @@ class TestPlaces:
         assert_same_bits(found["params"]["head"]["b"], saved["params"]["head"]["b"])
         assert_same_bits(found["state"][0].nu["head"]["w"], like["state"][0].nu["head"]["w"])
         assert_same_bits(found["state"][0].nu["body"], saved["state"][0].nu["body"])
+
+    def test_codes_and_scales_are_of_one_moment(self, tmp_path):
+        """Scales of the same shape as before are new where the codes are."""
+        tx = adamite.adamw(1e-2, moments="int8")
+        saved, like = (trained(BODY | {"head": jnp.full((64, n), float(n))}, tx) for n in (256, 200))
+        save(tmp_path, 1, saved, tx)
+        found = restore(tmp_path, like, tx, allow=["tree['params']['head']", "tree['state'][0]"]).tree
+        for moment in ("mu", "nu"):
+            ours, its = (getattr(tree["state"][0], moment) for tree in (found, like))
+            assert_same_bits((ours.codes["head"], ours.scales["head"]), (its.codes["head"], its.scales["head"]))
 
     def test_no_other_difference_is_excused(self, tmp_path):
         saved = trained(BODY | HEAD)

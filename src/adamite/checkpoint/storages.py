@@ -61,8 +61,6 @@ def _moment_stored(manifest: Manifest, path: str, moment: Any) -> Any:
 
 def _as_saved(saved: Leaf | None, x: Any, *, scales: bool) -> Any:
     """A moment's array as it was saved, if it can be one of that parameter; else as it is, which will be refused."""
-    if saved is None and scales:  # of a parameter that is new: a leaf that is not quantized
-        return retyped(x, (1,) * len(x.shape), jnp.float32)
     if saved is None or dtype_of(saved.dtype) is None or len(saved.shape) != len(x.shape):
         return x
     if not all(n == m or (scales and n <= m) for n, m in zip(saved.shape, x.shape, strict=True)):
