@@ -11,7 +11,7 @@ from adamite.sharding import offload
 from specs import SPECS
 
 WITHOUT = {"bias_correction", "update_moment", "convert_moments", "full_weights", "memory_report", "telemetry"}
-WITHOUT |= {"adam_mini_partition", "identity", "map_with_path", "ema_params"}
+WITHOUT |= {"adam_mini_partition", "identity", "map_with_path", "ema_params", "convert_weights"}
 BUILDERS = [name for name in adamite.__all__ if inspect.isfunction(getattr(adamite, name)) and name not in WITHOUT]
 
 

@@ -133,7 +133,9 @@ def test_float64_leaves_beside_float32_ones():
         dtypes = {"narrow": jnp.float32, "wide": jnp.float64, "half": jnp.bfloat16}
         params = {name: jnp.ones(3, dtype) for name, dtype in dtypes.items()}
         tx = adamite.adam(1e-2)
-        updates, state = tx.update(params, tx.init(params))
+        updates, state = tx.update(params, tx.init(params), params)
         assert [x.dtype.name for x in jax.tree.leaves(updates)] == ["bfloat16", "float32", "float64"]
+        alone, _ = tx.update(params, tx.init(params))
+        assert [x.dtype.name for x in jax.tree.leaves(alone)] == ["float32", "float32", "float64"]
         assert [x.dtype.name for x in jax.tree.leaves(state[0].nu)] == ["float32", "float32", "float64"]
         np.testing.assert_allclose(updates["wide"], -1e-2, rtol=2e-8)

@@ -86,7 +86,8 @@ def _first(trees: tuple[Any, Any], names: tuple[str, str], path: KeyPath, prefix
     if kind != other_kind:
         return f"{here} is {kind}, and {there} is {other_kind}"
     same = jax.tree.structure(trees[0]) == jax.tree.structure(trees[1])
-    return "" if same else f"{here} and {there} differ in what is no leaf of theirs"
+    kind = type(trees[0]).__name__
+    return "" if same else f"{here} and {there} are of one class, {kind}, and differ in their static fields"
 
 
 def _kind(node: Any) -> str:
