@@ -23,15 +23,10 @@ from adamite.engine.matching import difference
 from adamite.engine.placement import beside, settle
 from adamite.numerics import cast, widen
 from adamite.paths import leaves_with_path, map_with_path
-from adamite.rounding import Residual8, Residual16, Rounding, nearest
+from adamite.rounding import RESIDUALS, SHORT, nearest
 
 KEY = re.compile(r"""\.[^.\[]+ | \[ (?: '(?:[^'\\]|\\.)*' | "(?:[^"\\]|\\.)*" | [^\[\]'"]* ) \]""", re.VERBOSE)
 """One key of a path of `jax.tree_util.keystr`."""
-
-SHORT = (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
-"""Weights that have residuals."""
-
-RESIDUALS: dict[Any, Rounding] = {kind.residual_dtype: kind for kind in (Residual8(), Residual16())}
 
 
 def convert_weights(

@@ -151,12 +151,18 @@ class Residual16:
         return straight_through(theta, _from_bits(upper)), (whole - upper).astype(jnp.int16)
 
 
+SHORT = (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
+"""The dtypes of weights that are rounded."""
+
 NAMES: dict[str, Rounding] = {
     "nearest": Nearest(),
     "stochastic": Stochastic(),
     "residual8": Residual8(),
     "residual16": Residual16(),
 }
+
+RESIDUALS: dict[Any, Rounding] = {kind.residual_dtype: kind for kind in (Residual8(), Residual16())}
+"""What reads a residual, by its dtype."""
 
 
 def nearest(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -192,7 +198,7 @@ def as_stored(x: Any) -> jax.Array:
     Inside of a program XLA leaves out the rounding of a result to 16 bits where wider arithmetic follows.
     """
     x = as_array(x)
-    if x.dtype not in (jnp.bfloat16, jnp.float16) or not is_traced(x):
+    if x.dtype not in SHORT or not is_traced(x):
         return x
     return nearest(x.astype(jnp.float32), x.dtype).astype(x.dtype)
 

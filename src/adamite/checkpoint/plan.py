@@ -18,7 +18,8 @@ from adamite.checkpoint.places import is_place, touched, under
 from adamite.checkpoint.storages import as_stored
 from adamite.checks import RefusedError
 from adamite.convert import stored_as
-from adamite.convert_weights import SHORT, Change, converted
+from adamite.convert_weights import Change, converted
+from adamite.rounding import SHORT
 
 
 class Plan(NamedTuple):

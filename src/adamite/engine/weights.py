@@ -18,10 +18,18 @@ from adamite.identity import described, identity
 from adamite.numerics import as_array, cast, is_none, unfused, widen
 from adamite.paths import leaves_with_path, map_with_path, unwrapped
 from adamite.random_bits import fold
-from adamite.rounding import NAMES, Nearest, Residual8, Residual16, Rounding, Stochastic, as_stored, nearest
-
-KINDS: dict[Any, Rounding] = {kind.residual_dtype: kind for kind in (Residual8(), Residual16())}
-"""What reads a residual, by its dtype."""
+from adamite.rounding import (
+    NAMES,
+    RESIDUALS,
+    SHORT,
+    Nearest,
+    Residual8,
+    Residual16,
+    Rounding,
+    Stochastic,
+    as_stored,
+    nearest,
+)
 
 
 class RoundingState(NamedTuple):
@@ -182,7 +190,7 @@ def _full(p: Any, residual: Any) -> Any:
     """A weight and its residual; what is no weight is itself."""
     if not jnp.issubdtype(getattr(p, "dtype", type(p)), jnp.inexact):
         return p
-    return KINDS[residual.dtype].weights(p, residual) if residual is not None and _short(p) else widen(as_stored(p))
+    return RESIDUALS[residual.dtype].weights(p, residual) if residual is not None and _short(p) else widen(as_stored(p))
 
 
 def _checked(path: Any, p: Any, residual: Any) -> Any:
@@ -199,7 +207,7 @@ def _checked(path: Any, p: Any, residual: Any) -> Any:
 
 
 def _short(p: Any) -> bool:
-    return p.dtype in (jnp.bfloat16, jnp.float16)
+    return p.dtype in SHORT
 
 
 def _rounding(rounding: Any) -> Rounding:
