@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest --dist worksteal -n $(shell $(PYTHON) -c 'import os; print(min(os.cpu_count() + 1, 8))')
 
 .PHONY: help train test test-more test-all mutants lint types examples bench bench-engines bench-lean bench-codes \
-  bench-memory bench-scale bench-guards bench-checkpoint tpu-check multihost docs parity lock clean
+  bench-memory bench-scale bench-guards bench-compile bench-checkpoint tpu-check multihost docs parity lock clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 20
@@ -117,6 +117,9 @@ bench-scale: $(VENV)/train.installed  ## a training step on 1 to 8 simulated dev
 
 bench-guards: $(VENV)/train.installed  ## what guards, accumulation and telemetry cost beside the plain optimizer
 	$(BIN)/python benchmarks/guards.py $(ARGS)
+
+bench-compile: $(VENV)/train.installed  ## CPU seconds to trace and compile guards, accumulation and telemetry (15 minutes)
+	$(BIN)/python benchmarks/compile_time.py $(ARGS)
 
 bench-checkpoint: $(VENV)/train.installed  ## what the checks of a checkpoint cost beside Orbax alone
 	$(BIN)/python benchmarks/checkpoint.py $(ARGS)

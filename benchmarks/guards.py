@@ -31,7 +31,9 @@ CONTENDERS: dict[str, Callable[[Any], Any]] = {
     "skip_nonfinite": adamite.skip_nonfinite,
     "skip_spikes": adamite.skip_spikes,
     "accumulate, every 4": lambda tx: adamite.accumulate(tx, 4),
+    "guarded, every 4": lambda tx: adamite.accumulate(adamite.skip_nonfinite(tx), 4),
     "with_telemetry": adamite.with_telemetry,
+    "telemetry, every 100": lambda tx: adamite.with_telemetry(tx, every=100),
     "optax.apply_if_finite": lambda tx: optax.apply_if_finite(tx, 5),
 }
 CHOICES = {"float32": {}, "int8": {"moments": "int8"}}

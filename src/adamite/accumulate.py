@@ -18,7 +18,7 @@ from adamite import checks
 from adamite.engine.matching import counterparts
 from adamite.engine.optimizer import Optimizer, as_optimizer, optimizer
 from adamite.engine.placement import beside, settle
-from adamite.engine.skipping import all_finite, no_updates, step_if
+from adamite.engine.skipping import all_finite, no_updates, params_if, step_if
 from adamite.identity import described
 from adamite.numerics import as_array, cast, is_none, wide_dtype, widen
 
@@ -29,7 +29,7 @@ class AccumulateState(NamedTuple):
     count: Any  # int32, shape (): micro-batches since the last step was due, in [0, every)
     summed: Any  # int32, shape (): how many of them are in the sum, n
     dropped: Any  # int32, shape (): micro-batches dropped so far
-    gradients: Any  # tree of the parameters' shapes: the sum
+    gradients: Any  # tree of the parameters' shapes: the sum; of no meaning where summed is 0
     inner: Any  # the state of the optimizer
 
 
@@ -92,38 +92,45 @@ def accumulate(
         return settle(AccumulateState(count, summed, dropped, gradients, inner.init(params)), params)
 
     def added(updates: optax.Updates, state: Any) -> tuple[jax.Array, Any, AccumulateState]:
-        """Whether a step is due, the mean gradient, and the state, but for the inner one."""
+        """Whether a step is to be taken, the sum, which is then the mean, and the state, but for the inner one.
+
+        One array for each leaf is the sum that is stored or the mean, so that nothing is written to memory twice. The
+        sum starts anew by selection: what is stored after a step is the mean of that step.
+        """
         if not isinstance(state, AccumulateState):
             raise TypeError(f"state must be an AccumulateState, got {type(state).__name__}")
         checks.differentiable(updates, "updates")
         leaves, structure = jax.tree.flatten(updates, is_leaf=is_none)
         before = counterparts(updates, state.gradients, "gradients")
         good = all_finite([[as_array(g)] for g in leaves if g is not None], axes)
-        sums = [
-            None if g is None else jnp.where(good, widen(s) + widen(g), widen(s))
-            for g, s in zip(leaves, before, strict=True)
-        ]
-        summed = state.summed + good
-        due = state.count + 1 >= every
-        mean = structure.unflatten(None if x is None else x / summed for x in sums)
-        after = [s if x is None else jnp.where(due, 0, cast(x, s.dtype)) for x, s in zip(sums, before, strict=True)]
-        count, left = jnp.where(due, 0, state.count + 1), jnp.where(due, 0, summed)
+        summed, due = state.summed + good, state.count + 1 >= every
+        wanted = due & (summed > 0)
+        divisor = jnp.where(wanted, summed, 1)
+
+        def one(g: Any, s: Any) -> jax.Array:
+            so_far = jnp.where(state.summed > 0, widen(s), 0)
+            return jnp.where(good, so_far + widen(g), so_far) / divisor
+
+        sums = [None if g is None else one(g, s) for g, s in zip(leaves, before, strict=True)]
+        stored = [s if x is None else cast(x, s.dtype) for x, s in zip(sums, before, strict=True)]
         dropped = jnp.where(good, state.dropped, optax.safe_increment(state.dropped))
-        return due & (summed > 0), mean, AccumulateState(count, left, dropped, structure.unflatten(after), state.inner)
+        count, left = jnp.where(due, 0, state.count + 1), jnp.where(due, 0, summed)
+        after = AccumulateState(count, left, dropped, structure.unflatten(stored), state.inner)
+        return wanted, structure.unflatten(sums), after
 
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, AccumulateState]:
-        due, mean, after = added(updates, state)
+        wanted, mean, after = added(updates, state)
         do = functools.partial(inner.update, mean, state.inner, params, **extra_args)
         like = jax.eval_shape(do)[0]
-        new, kept = step_if(due, do, lambda: (no_updates(updates, like), state.inner))
+        new, kept = step_if(wanted, do, lambda: (no_updates(updates, like), state.inner))
         return new, after._replace(inner=kept)
 
     def take(grads: Any, state: Any, params: Any, engine: str, extra_args: Any) -> tuple[optax.Params, AccumulateState]:
-        due, mean, after = added(grads, state)
+        wanted, mean, after = added(grads, state)
         do = functools.partial(inner.step, mean, state.inner, params, engine=engine, **extra_args)
-        params, kept = step_if(due, do, lambda: (jax.tree.map(as_array, params), state.inner))
-        return params, after._replace(inner=kept)
+        new, kept = params_if(wanted, do, lambda: (params, state.inner), grads, params)
+        return new, after._replace(inner=kept)
 
     return optimizer(init, update, take)

@@ -6,19 +6,19 @@ is (0 + -0 is 0, and -0 + -0 is -0). The guard counts, and tells in its state; i
 NaN through, however many come.
 
     skip_nonfinite    every gradient, every update and every new number of the state is finite
-    skip_spikes       and the gradients' norm is not far above those of the last steps
+    skip_spikes       and neither the gradients' norm nor, with loss=True, the loss is far above those of the last steps
 
 How far is that of OLMo-core, the program that OLMo 2 was trained with (SkipStepOptimizer; Walsh et al. 2025,
-arXiv:2501.00656, describe the models): a norm is a spike if it is above
+arXiv:2501.00656, describe the models): a norm or a loss is a spike if it is above
 
-    mean + 6 std        of the last 128 norms, from half of them on
+    mean + 6 std        of the last 128, from half of them on
 
 Deviations from that program:
 
-1. It looks at the loss, too, which an optimizer is not told; it also skips norms that are too small; and it waits for
-   20 norms at least.
-2. Of a spike's norm it records all; here only as much as is allowed, so that one spike does not hide the next. A norm
-   that stays high is learnt in some tens of steps.
+1. It looks at the loss always, here an optimizer has to be told the loss; it also skips norms that are too small; and
+   it waits for 20 norms at least.
+2. Of a spike it records all; here only as much as is allowed, so that one spike does not hide the next. A norm that
+   stays high is learnt in some tens of steps.
 3. A std below a hundredth of the mean counts as a hundredth: steady norms differ by rounding.
 """
 
@@ -33,13 +33,13 @@ from adamite import checks
 from adamite.engine.optimizer import Optimizer, as_optimizer, optimizer
 from adamite.engine.ownership import owned
 from adamite.engine.placement import settle
-from adamite.engine.skipping import all_finite, no_updates, step_if
+from adamite.engine.skipping import all_finite, no_updates, params_if, step_if
 from adamite.identity import described
-from adamite.numerics import abs_sq, as_array, is_none, is_traced, over_devices, widen
+from adamite.numerics import as_array, is_none, is_traced, over_devices, widen
 
 
 class Norms(NamedTuple):
-    """The gradients' norms that `skip_spikes` compares with."""
+    """The gradients' norms, or the losses, that `skip_spikes` compares with."""
 
     values: Any  # float32, shape (window,): the last ones, in a ring
     count: Any  # int32, shape (): how many were recorded, ever
@@ -53,6 +53,7 @@ class SkipState(NamedTuple):
     gave_up: Any  # bool, shape (): whether ever max_consecutive were left out in a row
     norms: Any  # Norms; () for skip_nonfinite
     inner: Any  # the state of what is guarded, as if the skipped steps had never come
+    losses: Any = ()  # Norms, of losses; () without loss=True
 
 
 @described
@@ -101,25 +102,35 @@ def skip_spikes(
     *,
     window: int = 128,
     factor: float = 6.0,
+    loss: bool = False,
     max_consecutive: int | None = None,
     axis_name: str | tuple[str, ...] | None = None,
 ) -> Optimizer:
     """Leave out steps whose gradients are far larger than those before, and all that `skip_nonfinite` leaves out.
+
+    With ``loss=True`` each update is given the loss, ``tx.update(grads, state, params, loss=value)``, and so is
+    ``tx.step``. Steps whose loss is far larger than those before are then left out, too, and those whose loss is not
+    finite. Losses are judged as norms are. Inside of `adamite.accumulate` the loss is that of the micro-batch with
+    which the step is due.
 
     Args:
         tx: see `skip_nonfinite`.
         window: a whole number >= 2, in steps: with how many of the last norms one is compared. The first half of them
             is recorded without judgement.
         factor: finite, >= 0: how many standard deviations above the mean are allowed.
+        loss: True: each update needs the extra argument ``loss``, or ``value``, as optax's line searches call it: a
+            real number, or an array of shape (). The extra arguments go on to `tx`. False: they only go on to `tx`.
         max_consecutive: see `skip_nonfinite`.
-        axis_name: see `skip_nonfinite`; the norm is then of all devices' parts together.
+        axis_name: see `skip_nonfinite`; the norm is then of all devices' parts together, and the loss is the mean of
+            the devices' losses.
 
     Returns:
-        The transformation. Its state is a `SkipState`, with the norms.
+        The transformation. Its state is a `SkipState`, with the norms, and with the losses.
 
     Raises:
-        TypeError: `tx` is no gradient transformation; an argument is the wrong kind of thing.
-        ValueError: an argument is out of its range.
+        TypeError: `tx` is no gradient transformation; an argument is the wrong kind of thing; at update, the loss is
+            missing or is no real number.
+        ValueError: an argument is out of its range; at update, the loss is not of shape ().
 
     Example:
         >>> from adamite import adam
@@ -132,58 +143,78 @@ def skip_spikes(
         1 5
     """
     window = checks.whole("window", window, lowest=2)
-    return _guard(tx, (window, checks.non_negative("factor", factor)), max_consecutive, axis_name)
+    spikes = Spikes(window, checks.non_negative("factor", factor), checks.flag("loss", loss))
+    return _guard(tx, spikes, max_consecutive, axis_name)
 
 
-def _guard(tx: Any, spikes: tuple[int, Any] | None, max_consecutive: Any, axis_name: Any) -> Optimizer:
-    """Both guards; `spikes` are the window and the factor."""
+class Spikes(NamedTuple):
+    """What `skip_spikes` looks for."""
+
+    window: int
+    factor: Any
+    loss: bool
+
+
+def _guard(tx: Any, spikes: Spikes | None, max_consecutive: Any, axis_name: Any) -> Optimizer:
+    """Both guards."""
     inner = as_optimizer(checks.transformation("tx", tx))
     limit = None if max_consecutive is None else checks.whole("max_consecutive", max_consecutive, lowest=1)
     axes = checks.axis_name(axis_name)
 
     def init(params: optax.Params) -> SkipState:
-        norms = Norms(jnp.zeros(spikes[0]), jnp.zeros((), jnp.int32)) if spikes else ()
+        norms = _no_norms(spikes.window) if spikes else ()
+        losses = _no_norms(spikes.window) if spikes and spikes.loss else ()
         counts = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), jnp.zeros((), bool)
-        return settle(SkipState(*counts, norms, inner.init(params)), params)
+        return settle(SkipState(*counts, norms, inner.init(params), losses), params)
 
-    def judged(gradients: Any, state: Any, updates: Any, stepped: Any) -> tuple[jax.Array, SkipState]:
+    def judged(gradients: Any, state: Any, updates: Any, stepped: Any, loss: Any) -> tuple[jax.Array, SkipState]:
         """Whether a step that was tried is good; and the state, but for the inner one."""
-        good, norms = _all_good(gradients, state.inner, updates, stepped, axes), state.norms
+        finite, norms, losses = _all_good(gradients, state.inner, updates, stepped, axes), state.norms, state.losses
+        if spikes and spikes.loss:
+            finite &= jnp.isfinite(loss)
+        good = finite
         if spikes:
-            good, norms = _watched(_norm(gradients, axes), good, state.norms, spikes[1])
+            low, norms = _watched(_norm(gradients, axes), finite, norms, spikes.factor)
+            good &= low
+        if spikes and spikes.loss:
+            low, losses = _watched(loss, finite, losses, spikes.factor)
+            good &= low
         skipped = jnp.where(good, state.skipped, optax.safe_increment(state.skipped))
         consecutive = jnp.where(good, 0, optax.safe_increment(state.consecutive))
         gave_up = state.gave_up if limit is None else state.gave_up | (consecutive >= limit)
-        return good, SkipState(skipped, consecutive, gave_up, norms, state.inner)
+        return good, SkipState(skipped, consecutive, gave_up, norms, state.inner, losses)
 
     def check(updates: optax.Updates, state: Any) -> None:
         checks.differentiable(updates, "updates")
         if not isinstance(state, SkipState):
             raise TypeError(f"state must be a SkipState, got {type(state).__name__}")
-        window = state.norms.values.size if isinstance(state.norms, Norms) else None
-        if window != (spikes[0] if spikes else None):
-            kind = f"skip_spikes, with norms of window {spikes[0]}" if spikes else "skip_nonfinite, without norms"
+        windows = [x.values.size if isinstance(x, Norms) else None for x in (state.norms, state.losses)]
+        if windows != ([spikes.window, spikes.window if spikes.loss else None] if spikes else [None, None]):
+            kind = "skip_nonfinite, without norms"
+            if spikes:
+                losses = "losses" if spikes.loss else "no losses"
+                kind = f"skip_spikes, with norms of window {spikes.window} and {losses}"
             raise TypeError(f"state must be one of {kind}")
 
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, SkipState]:
         check(updates, state)
-
+        loss = _mean_loss(extra_args, axes) if spikes and spikes.loss else None
         do = functools.partial(inner.update, updates, state.inner, params, **extra_args)
         tried = do()
-        good, after = judged(updates, state, tried[0], tried[1])
+        good, after = judged(updates, state, *tried, loss)
         again = do if is_traced(good) else lambda: tried
         new, kept = step_if(good, again, lambda: (no_updates(updates, tried[0]), state.inner), seldom_left_out=True)
         return new, after._replace(inner=kept)
 
     def take(grads: Any, state: Any, params: Any, engine: str, extra_args: Any) -> tuple[optax.Params, SkipState]:
         check(grads, state)
-        updates, stepped = inner.update(grads, state.inner, params, **extra_args)
-        good, after = judged(grads, state, updates, stepped)
+        loss = _mean_loss(extra_args, axes) if spikes and spikes.loss else None
+        good, after = judged(grads, state, *inner.update(grads, state.inner, params, **extra_args), loss)
         do = functools.partial(inner.step, grads, state.inner, params, engine=engine, **extra_args)
-        params, kept = step_if(good, do, lambda: (jax.tree.map(as_array, params), state.inner))
-        return params, after._replace(inner=kept)
+        new, kept = params_if(good, do, lambda: (params, state.inner), grads, params)
+        return new, after._replace(inner=kept)
 
     return optimizer(init, update, take)
 
@@ -207,22 +238,53 @@ def _all_good(gradients: Any, before: Any, updates: Any, after: Any, axes: tuple
     return all_finite([arrays for arrays in together if arrays], axes)
 
 
+def sum_of_squares(x: Any, axes: tuple[str, ...]) -> jax.Array:
+    """``sum |x|^2``, in float32 at least, of what all devices have of a leaf.
+
+    Half of `x` times `x`: Adam squares the gradient, too, and XLA's CPU compiler would compute both squares once, and
+    write them to memory in between.
+    """
+    x = widen(x)
+    return jnp.asarray(over_devices(2 * jnp.sum((x.conj() * (0.5 * x)).real), x, axes))
+
+
 def _norm(gradients: Any, axes: tuple[str, ...]) -> jax.Array:
-    """The root of the sum of all squares, in float32 at least, on all devices together."""
-    squares = [jnp.asarray(over_devices(jnp.sum(abs_sq(widen(g))), widen(g), axes)) for g in jax.tree.leaves(gradients)]
-    return jnp.sqrt(sum(squares, jnp.zeros(())))
+    """The root of the sum of all squares, on all devices together."""
+    squares = [sum_of_squares(g, axes) for g in jax.tree.leaves(gradients)]
+    return jnp.sqrt(jnp.sum(jnp.stack(squares))) if squares else jnp.zeros(())
 
 
-def _watched(norm: jax.Array, finite: jax.Array, norms: Norms, factor: Any) -> tuple[jax.Array, Norms]:
-    """Whether the step is good; and what was seen so far."""
-    window = norms.values.size
-    here = jnp.arange(window) < norms.count
-    n = jnp.maximum(jnp.minimum(norms.count, window), 1)
-    mean = jnp.sum(jnp.where(here, norms.values, 0)) / n
-    std = jnp.sqrt(jnp.sum(jnp.where(here, (norms.values - mean) ** 2, 0)) / n)
-    allowed = mean + factor * jnp.maximum(std, mean / 100)
-    allowed = jnp.where(norms.count >= window // 2, allowed, jnp.finfo(jnp.float32).max)
-    good = finite & (norm <= allowed)
-    recorded = norms.values.at[norms.count % window].set(jnp.minimum(norm, allowed).astype(jnp.float32))
-    new = Norms(recorded, optax.safe_increment(norms.count))
-    return good, jax.tree.map(functools.partial(jnp.where, finite), new, norms)
+def _mean_loss(extra_args: dict[str, Any], axes: tuple[str, ...]) -> jax.Array:
+    """The loss, a float32: the mean of those of all devices."""
+    name = next((name for name in ("loss", "value") if extra_args.get(name) is not None), None)
+    if name is None:
+        raise TypeError(
+            "loss is missing: skip_spikes was built with loss=True, so call update(grads, state, params, loss=value), "
+            "or step(grads, state, params, loss=value)"
+        )
+    given = extra_args[name]
+    dtype = jnp.result_type(type(given)) if isinstance(given, (int, float)) else getattr(given, "dtype", jnp.bool_)
+    if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
+        raise TypeError(f"{name} must be a real number or an array of shape (), got {given!r:.80}")
+    if jnp.shape(given) != ():
+        raise ValueError(f"{name} must be a real number or an array of shape (), got shape {jnp.shape(given)}")
+    loss = jnp.asarray(given, jnp.float32)
+    return jnp.asarray(over_devices(loss, loss, axes) / over_devices(1.0, loss, axes))
+
+
+def _no_norms(window: int) -> Norms:
+    return Norms(jnp.zeros(window, jnp.float32), jnp.zeros((), jnp.int32))
+
+
+def _watched(seen: jax.Array, finite: jax.Array, ring: Norms, factor: Any) -> tuple[jax.Array, Norms]:
+    """Whether what was seen is no spike; and what was seen so far. Of steps that are not finite nothing is recorded."""
+    window = ring.values.size
+    here = jnp.arange(window) < ring.count
+    n = jnp.maximum(jnp.minimum(ring.count, window), 1)
+    mean = jnp.sum(jnp.where(here, ring.values, 0)) / n
+    std = jnp.sqrt(jnp.sum(jnp.where(here, (ring.values - mean) ** 2, 0)) / n)
+    allowed = mean + factor * jnp.maximum(std, jnp.abs(mean) / 100)
+    allowed = jnp.where(ring.count >= window // 2, allowed, jnp.finfo(jnp.float32).max)
+    recorded = ring.values.at[ring.count % window].set(jnp.minimum(seen, allowed).astype(jnp.float32))
+    new = Norms(recorded, optax.safe_increment(ring.count))
+    return seen <= allowed, jax.tree.map(functools.partial(jnp.where, finite), new, ring)

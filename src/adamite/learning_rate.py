@@ -4,6 +4,7 @@ import optax
 
 from adamite import checks
 from adamite.engine import Optimizer, by_number
+from adamite.engine.rates import note_rate
 from adamite.identity import described
 
 
@@ -35,4 +36,4 @@ def scale_by_learning_rate(learning_rate: optax.ScalarOrSchedule, *, flip_sign: 
         [-0.5  1. ]
     """
     sign = -1 if checks.flag("flip_sign", flip_sign) else 1
-    return by_number(lambda u, _, s: s * u, checks.learning_rate(learning_rate), sign=sign)
+    return by_number(lambda u, _, s: s * u, checks.learning_rate(learning_rate), sign=sign, note=note_rate)

@@ -161,6 +161,7 @@ def by_number(
     counted: type[Any] = optax.ScaleByScheduleState,
     mask: Any = None,
     needs_params: str = "",
+    note: Callable[[Any, Any], None] | None = None,
 ) -> Leafwise:
     """The transformation ``u <- change(u, p, s)``, where s is `number`, or what that schedule says, times a sign.
 
@@ -172,6 +173,7 @@ def by_number(
         mask: which leaves to change: None for all, a tree of booleans, a prefix of the parameters' structure, or a
             function from a tree to one. The state is then inside an ``optax.MaskedState``, as `optax.masked` has it.
         needs_params: what to say when `params` is missing; empty if it may be.
+        note: ``note(number, state)`` is called with each state that is made. None: nothing is.
     """
     masked = mask is not None
 
@@ -179,6 +181,8 @@ def by_number(
         if masked:
             _flags(mask, params)
         state = counted(count=jnp.zeros((), jnp.int32)) if callable(number) else optax.EmptyState()
+        if note is not None:
+            note(number, state)
         return optax.MaskedState(state) if masked else state
 
     def begin(updates: optax.Updates, state: Any, params: optax.Params | None) -> tuple[Any, list[Any]]:
