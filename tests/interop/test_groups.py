@@ -535,3 +535,17 @@ def test_a_gradient_of_none_leaves_its_weight():
     g["first"]["bias"] = None
     updates, _ = tx.update(g, tx.init(PARAMS), PARAMS)
     assert updates["first"]["bias"] is None
+
+
+def test_full_weights_of_rounded_groups_are_saved(tmp_path):
+    """Each group has residuals of its own."""
+    params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), PARAMS)
+    tx = interop.torch_optimizer(state_dict("adamw_rates"), params, MAPPING, rounding="residual16")
+    state = tx.init(params)
+    for g in (jax.tree.map(lambda x: x[0], gradients()), jax.tree.map(lambda x: x[1], gradients())):
+        updates, state = tx.update(g, state, params)
+        params = optax.apply_updates(params, updates)
+    full = adamite.full_weights(params, state)
+    assert all((x != p.astype(jnp.float32)).any() for x, p in zip(*map(jax.tree.leaves, (full, params)), strict=True))
+    interop.save_weights(tmp_path / "model.safetensors", params, state, MAPPING)
+    assert_same_bits(interop.load_weights(tmp_path / "model.safetensors", full, MAPPING), full)
