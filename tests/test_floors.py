@@ -18,7 +18,7 @@ FLOORS = [
     {"learning_rate", "regularization"},
     {"algorithms"},
     {"cautious", "sharding", "guards", "accumulate", "averaging", "grouping"},
-    {"convert", "convert_weights", "memory", "planning", "telemetry"},
+    {"convert", "convert_weights", "memory", "planning", "reports", "telemetry"},
     {"checkpoint", "interop"},
     {"__init__", "__main__"},
 ]

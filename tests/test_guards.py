@@ -223,6 +223,123 @@ class TestSpikes:
         chex.assert_tree_all_finite(state)
 
 
+class TestLoss:
+    def steps(self, tx, losses, gradients=None, name="loss"):
+        """Which steps are left out, and the last state."""
+        gradients = jnp.ones(len(losses)) if gradients is None else jnp.asarray(gradients)
+
+        def step(state, now):
+            g, loss = now
+            _, state = tx.update(jnp.full(4, g), state, jnp.zeros(4), **{name: loss})
+            return state, state.skipped
+
+        state, skipped = jax.lax.scan(step, tx.init(jnp.zeros(4)), (gradients, jnp.asarray(losses, jnp.float32)))
+        return np.diff(np.asarray(skipped), prepend=0).tolist(), state
+
+    @pytest.mark.parametrize(("window", "factor", "level"), [(8, 1.5, 3.0), (128, 6.0, 3.0), (8, 3.0, -40.0)])
+    def test_judged_as_norms_are(self, window, factor, level):
+        rng = np.random.default_rng(window)
+        losses = level + rng.standard_normal(300)
+        losses[::41] += 50
+        skipped, _ = self.steps(skip_spikes(adamite.adam(0.1), window=window, factor=factor, loss=True), losses)
+        seen, expected = [], []
+        for loss in losses:
+            last, allowed = seen[-window:], np.inf
+            if len(seen) >= window // 2:
+                allowed = np.mean(last) + factor * max(np.std(last), abs(np.mean(last)) / 100)
+            expected.append(int(loss > allowed))
+            seen.append(min(loss, allowed))
+        assert skipped == expected
+        assert sum(expected) > 3
+
+    def test_norms_are_judged_too(self):
+        gradients = np.where(np.arange(20) == 12, 1e3, 1.0)
+        skipped, state = self.steps(skip_spikes(adamite.adam(0.1), window=8, loss=True), np.ones(20), gradients)
+        assert skipped == [int(n == 12) for n in range(20)]
+        assert state.inner[0].count == 19
+
+    @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+    def test_a_loss_that_is_not_finite_is_left_out_and_not_recorded(self, bad):
+        skipped, state = self.steps(skip_spikes(adamite.adam(0.1), window=8, loss=True), [1.0, bad, 1.0])
+        assert skipped == [0, 1, 0]
+        assert (state.norms.losses.count, state.norms.norms.count) == (2, 2)
+        chex.assert_tree_all_finite(state)
+
+    def test_value_is_another_name_and_goes_on(self):
+        tx = skip_spikes(optax.contrib.reduce_on_plateau(accumulation_size=1), window=8, loss=True)
+        skipped, state = self.steps(tx, [1.0] * 10 + [90.0, 2.0], name="value")
+        assert skipped == [0] * 10 + [1, 1]
+        assert state.inner.best_value == 1.0
+
+    def test_without_loss_it_goes_on_unseen(self):
+        skipped, state = self.steps(skip_spikes(adamite.adam(0.1), window=8), [1.0] * 10 + [np.nan])
+        assert sum(skipped) == 0
+        assert state.norms.count == 11
+
+    def test_steps_are_told_and_donated(self):
+        tx, params = skip_spikes(adamite.adam(0.1), window=4, loss=True), jnp.ones(3)
+        step = jax.jit(lambda p, s, loss: tx.step(p, s, p, loss=loss), donate_argnums=(0, 1))
+        state = tx.init(params)
+        for loss in (1.0, 2, jnp.bfloat16(1.5)):
+            params, state = step(params, state, loss)
+        before = np.asarray(params)
+        params, state = step(params, state, np.float64(90.0))
+        assert state.skipped == 1
+        np.testing.assert_array_equal(params, before)
+
+    def test_in_accumulate_it_is_the_last_micro_batchs(self):
+        tx = adamite.accumulate(skip_spikes(adamite.adam(0.1), window=4, loss=True), 2)
+        state, update = tx.init(jnp.ones(3)), jax.jit(tx.update)
+        for loss in [1.0, 1.0] * 3 + [90.0, 1.0, 1.0, 90.0]:
+            _, state = update(jnp.ones(3), state, jnp.ones(3), loss=loss)
+        assert state.inner.skipped == 1
+        assert state.inner.inner[0].count == 4
+
+    @pytest.mark.parametrize("check", [True, False])
+    def test_of_devices_it_is_the_mean(self, check):
+        mesh = jax.make_mesh((8,), ("i",), axis_types=(AxisType.Auto,))
+        tx = skip_spikes(adamite.sgd(0.1), window=4, loss=True, axis_name="i")
+        state = tx.init(jnp.ones(8))
+
+        def update(g, state, losses):
+            return tx.update(g, state, g, loss=losses[0])[1]
+
+        like = jax.tree.map(lambda _: P(), state)
+        update = jax.jit(
+            jax.shard_map(update, mesh=mesh, in_specs=(P("i"), like, P("i")), out_specs=like, check_vma=check)
+        )
+        for _ in range(3):
+            state = update(jnp.ones(8), state, jnp.arange(8.0))
+        np.testing.assert_allclose(state.norms.losses.values[:3], 3.5)
+        assert update(jnp.ones(8), state, jnp.arange(8.0).at[3].set(300.0)).skipped == 1
+
+    @pytest.mark.parametrize(
+        ("extra", "error", "text"),
+        [
+            ({}, TypeError, "loss is missing: skip_spikes was built with loss=True"),
+            ({"loss": None}, TypeError, "loss is missing"),
+            ({"loss": jnp.ones(8)}, ValueError, "loss must be a real number or an array of shape (), got shape (8,)"),
+            ({"value": jnp.ones(8)}, ValueError, "value must be a real number or an array of shape (), got shape (8,)"),
+            ({"loss": "1"}, TypeError, "loss must be a real number or an array of shape (), got '1'"),
+            ({"loss": True}, TypeError, "loss must be a real number"),
+            ({"loss": 1j}, TypeError, "loss must be a real number"),
+        ],
+    )
+    @pytest.mark.parametrize("way", ["update", "step"])
+    def test_what_is_no_loss(self, way, extra, error, text):
+        tx, params = skip_spikes(adamite.adam(0.1), loss=True), jnp.ones(3)
+        with pytest.raises(error, match=re.escape(text)):
+            getattr(tx, way)(params, tx.init(params), params, **extra)
+
+    def test_states_of_the_other_kind(self):
+        params = jnp.ones(3)
+        one, other = (skip_spikes(adamite.adam(0.1), loss=loss) for loss in (False, True))
+        with pytest.raises(TypeError, match="with norms of window 128 and no losses"):
+            one.update(params, other.init(params), params)
+        with pytest.raises(TypeError, match="with norms of window 128 and losses"):
+            other.update(params, one.init(params), params, loss=1.0)
+
+
 @pytest.mark.more
 def test_eager_is_jitted():
     tx, params = skip_spikes(adamite.adam(0.1, moments="int8"), window=2), values(0)
@@ -385,6 +502,7 @@ class TestDevices:
         (lambda: skip_spikes(optax.identity(), factor=-1), ValueError, "factor must be finite and >= 0, got -1"),
         (lambda: skip_spikes(optax.identity(), factor=np.nan), ValueError, "factor must be finite and >= 0, got nan"),
         (lambda: skip_spikes(optax.identity(), factor="6"), TypeError, "factor must be a number"),
+        (lambda: skip_spikes(optax.identity(), loss=1.0), TypeError, "loss must be True or False, got 1.0"),
         (lambda: skip_spikes(optax.identity(), max_consecutive=0), ValueError, "max_consecutive must be a whole"),
         (lambda: skip_spikes(optax.identity(), axis_name=("i", 1)), TypeError, "axis_name must be None, a string or"),
     ],

@@ -110,7 +110,7 @@ def test_nothing_changes(tx):
 def test_what_there_is_to_tell(tx, quantities):
     told = telemetry(run(with_telemetry(tx), values(0))[2])
     always = {"gradient_norm", "update_norm", "parameter_norm", "update_ratio"}
-    ours = {"learning_rate"} if adamite.identity(tx) else set()
+    ours = {"learning_rate"} if "learning_rate" in adamite.identity(tx) else set()
     assert {name for name in told if "/" not in name} == always | ours | quantities
     assert all(type(x) in (float, int, bool) for x in told.values())
 
@@ -131,6 +131,7 @@ def test_what_is_not_there_is_not_a_number():
     told = telemetry(state)
     assert math.isnan(told["parameter_norm"])
     assert math.isnan(told["gradient_norm/b"])
+    chex.assert_tree_all_finite(state)
     assert told["gradient_norm"] > 0
 
 
@@ -150,6 +151,148 @@ def test_counts_and_injected_numbers_without_telemetry():
     _, _, state = run(tx, values(0))
     told = telemetry(state)
     assert (told["dropped"], told["skipped"], told["gave_up"], told["learning_rate"]) == (0, 0, False, 0.5)
+
+
+class TestEvery:
+    @pytest.mark.parametrize("storage", STORAGES)
+    @pytest.mark.parametrize("jit", [True, False])
+    def test_every_third_is_measured_as_if_each_were(self, storage, jit):
+        dtype, choice = STORAGES[storage]
+        inner = adamite.adamw(optax.linear_schedule(1e-2, 1e-3, 9), **choice)
+        each, third = with_telemetry(inner), with_telemetry(inner, every=3)
+        params = values(0, dtype)
+        states, told = [tx.init(params) for tx in (each, third)], []
+        updates = [jax.jit(tx.update) if jit else tx.update for tx in (each, third)]
+        for seed in range(1, 8):
+            g = values(seed, dtype)
+            results = [update(g, state, params) for update, state in zip(updates, states, strict=True)]
+            states = [state for _, state in results]
+            assert_same_bits((results[0][0], states[0].inner), (results[1][0], states[1].inner))
+            params = optax.apply_updates(params, results[0][0])
+            told.append([telemetry(state) for state in states])
+        for n, (_, now) in enumerate(told, 1):
+            last = n - n % 3
+            expected = told[last - 1][0] if last else dict.fromkeys(now, 0.0)
+            for name, x in expected.items():
+                zero = not last and name.startswith("update_ratio")
+                assert now[name] == pytest.approx(math.nan if zero else x, rel=1e-5, nan_ok=True)
+        assert states[1].record.count == 1
+
+    @pytest.mark.parametrize("every", [1, 2])
+    @pytest.mark.parametrize("moments", ["float32", "int8"])
+    @pytest.mark.parametrize("inner", ["adamw", "lion", "accumulated"])
+    def test_a_step_is_the_inner_step_to_the_bit(self, inner, moments, every):
+        inner = {
+            "adamw": lambda: adamite.adamw(1e-2, moments=moments),
+            "lion": lambda: adamite.lion(1e-2, moments=moments),
+            "accumulated": lambda: accumulate(skip_nonfinite(adamite.adamw(1e-2, moments=moments)), 2),
+        }[inner]()
+        tx = with_telemetry(inner, every=every)
+        ours, theirs = (values(0), tx.init(values(0))), (values(0), inner.init(values(0)))
+        step, plain = jax.jit(tx.step), jax.jit(inner.step)
+        for seed in (1, 2, 3, 4):
+            g, before = values(seed), ours[0]
+            ours, theirs = step(g, ours[1], ours[0]), plain(g, theirs[1], theirs[0])
+            assert_same_bits((ours[0], ours[1].inner), theirs)
+        told = telemetry(ours[1])
+        assert told["parameter_norm"] == pytest.approx(norm(before), rel=1e-5)
+        assert told["gradient_norm/w"] == pytest.approx(norm(values(4)["w"]), rel=1e-5)
+
+    def test_scanned_vmapped_and_on_devices(self):
+        tx = with_telemetry(skip_nonfinite(adamite.adam(1e-2), axis_name="i"), every=2, axis_name="i")
+        mesh = jax.make_mesh((8,), ("i",), axis_types=(AxisType.Auto,))
+        params = {"cut": jnp.arange(16.0).reshape(8, 2), "whole": jnp.ones(3)}
+        specs, state = {"cut": P("i"), "whole": P()}, tx.init(params)
+        moments = state.inner.inner[0]._replace(count=P(), mu=specs, nu=specs)
+        like = jax.tree.map(lambda _: P(), state)
+        like = like._replace(inner=like.inner._replace(inner=(moments, *like.inner.inner[1:])))
+        update = jax.jit(jax.shard_map(tx.update, mesh=mesh, in_specs=(specs, like, specs), out_specs=(specs, like)))
+        for n in range(4):
+            _, state = update(jax.tree.map(lambda x, n=n: (n + 1) * x, params), state, params)
+        assert telemetry(state)["gradient_norm"] == pytest.approx(4 * norm(params), rel=1e-6)
+        one = with_telemetry(adamite.adam(1e-2), every=2)
+        stacked = jax.tree.map(lambda x: jnp.stack([x, 2 * x, 3 * x, 4 * x, 5 * x]), params)
+        state, _ = jax.lax.scan(lambda s, g: (one.update(g, s, params)[1], None), one.init(params), stacked)
+        assert telemetry(state)["gradient_norm"] == pytest.approx(4 * norm(params), rel=1e-6)
+        assert state.record.count == 1
+
+    def test_states_of_another_every(self):
+        tx, params = with_telemetry(adamite.adam(0.1), every=2), values(0)
+        with pytest.raises(TypeError, match="state must be one of with_telemetry with every=2, with a count"):
+            tx.update(params, with_telemetry(adamite.adam(0.1)).init(params), params)
+        with pytest.raises(TypeError, match="state must be one of with_telemetry with every=1, without a count"):
+            with_telemetry(adamite.adam(0.1)).step(params, tx.init(params), params)
+
+
+def schedule(count):
+    return 1.0 / (1 + count)
+
+
+class TestLearningRates:
+    @pytest.mark.parametrize(
+        ("tx", "expected"),
+        [
+            (adamite.adamw(schedule), {"learning_rate": 0.5}),
+            (optax.chain(optax.clip(1.0), adamite.adamw(schedule)), {"learning_rate": 0.5}),
+            (optax.chain(optax.scale_by_adam(), adamite.scale_by_learning_rate(0.25)), {"learning_rate": 0.25}),
+            (optax.inject_hyperparams(adamite.adamw)(schedule), {"learning_rate": 0.5}),
+            (optax.chain(optax.clip(1.0), optax.inject_hyperparams(optax.sgd)(schedule)), {"learning_rate": 0.5}),
+            (optax.apply_if_finite(optax.MultiSteps(adamite.adamw(schedule), 1), 3), {"learning_rate": 0.5}),
+            (skip_nonfinite(optax.masked(adamite.sgd(schedule), {"w": True, "b": True, "s": False})), {
+                "learning_rate": 0.5}),
+            (optax.partition({"x": adamite.adamw(schedule), "y": adamite.sgd(0.25)}, {"w": "x", "b": "y", "s": "x"}), {
+                "learning_rate/x": 0.5, "learning_rate/y": 0.25}),
+            (optax.partition({"x": adamite.adamw(schedule), "y": optax.sgd(0.25)}, {"w": "x", "b": "y", "s": "x"}), {
+                "learning_rate/x": 0.5}),
+            (optax.partition(
+                {"x": optax.inject_hyperparams(adamite.sgd)(schedule), "y": optax.inject_hyperparams(optax.sgd)(0.25)},
+                {"w": "x", "b": "y", "s": "x"}), {"learning_rate/x": 0.5, "learning_rate/y": 0.25}),
+            (optax.chain(adamite.adam(0.5), adamite.scale_by_learning_rate(0.1)), {}),
+            (optax.adam(0.1), {}),
+        ],
+        ids=["adamite", "chain", "behind optax", "injected", "injected in a chain", "wrapped twice", "masked",
+             "partition", "optax beside", "partition of injected", "two in a row", "optax"],
+    )  # fmt: skip
+    @pytest.mark.parametrize("every", [1, 2])
+    def test_of_the_step_that_was_measured(self, tx, expected, every):
+        told = telemetry(run(with_telemetry(tx, every=every), values(0), steps=2)[2])
+        assert {name: x for name, x in told.items() if name.startswith("learning_rate")} == pytest.approx(expected)
+
+    def test_injected_ones_that_change_are_told_as_they_are(self):
+        tx = with_telemetry(optax.inject_hyperparams(adamite.adam)(0.1))
+        state = tx.init(values(0))
+        state.inner.hyperparams["learning_rate"] = jnp.float32(0.7)
+        _, state = jax.jit(tx.update)(values(1), state, values(0))
+        assert telemetry(state)["learning_rate"] == pytest.approx(0.7)
+        assert "learning_rate" not in state.record
+
+    def test_a_state_from_elsewhere_needs_no_init_here(self):
+        state = with_telemetry(adamite.adam(schedule)).init(values(0))
+        _, state = jax.jit(with_telemetry(adamite.adam(schedule)).update)(values(1), state, values(0))
+        assert telemetry(state)["learning_rate"] == 1.0
+
+    def test_guards_in_partitions_count_for_themselves(self):
+        tx = optax.partition({k: skip_nonfinite(adamite.adam(0.1)) for k in "xy"}, {"w": "x", "b": "y", "s": "x"})
+        _, state = tx.update(values(1) | {"b": jnp.full(5, jnp.nan)}, tx.init(values(0)), values(0))
+        told = telemetry(state)
+        assert (told["skipped/x"], told["skipped/y"], told["gave_up/x"]) == (0, 1, False)
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_leading_axes_give_arrays(every):
+    tx = with_telemetry(skip_nonfinite(optax.inject_hyperparams(adamite.adam)(schedule)), every=every)
+    params = jax.tree.map(lambda *x: jnp.stack(x), values(0), values(1), values(2))
+    state = jax.vmap(tx.init)(params)
+    for _ in range(2):
+        _, state = jax.jit(jax.vmap(tx.update))(params, state, params)
+    told = telemetry(state)
+    np.testing.assert_allclose(told["gradient_norm"], [norm(values(n)) for n in range(3)], rtol=1e-6)
+    np.testing.assert_allclose(told["update_ratio/w"], told["update_norm/w"] / told["parameter_norm/w"])
+    np.testing.assert_array_equal(told["learning_rate"], 0.5)
+    np.testing.assert_array_equal(told["skipped"], 0)
+    assert {(type(x), x.shape) for x in told.values()} == {(np.ndarray, (3,))}
+    one = jax.tree.map(lambda x: x[1], state)
+    assert telemetry(one) == pytest.approx({name: x[1] for name, x in told.items()}, nan_ok=True)
 
 
 @pytest.mark.more
@@ -207,6 +350,8 @@ def test_eager_is_jitted():
         (lambda: with_telemetry(None), TypeError, "tx must be a gradient transformation, got None"),
         (lambda: with_telemetry(optax.identity(), group="w"), TypeError, "group must be a function, got 'w'"),
         (lambda: with_telemetry(optax.identity(), axis_name=2), TypeError, "axis_name must be None, a string or"),
+        (lambda: with_telemetry(optax.identity(), every=0), ValueError, "every must be a whole number >= 1, got 0"),
+        (lambda: with_telemetry(optax.identity(), every=2.0), TypeError, "every must be a whole number >= 1, got 2.0"),
         (lambda: telemetry(()), ValueError, "state must hold something to tell, such as a TelemetryState, got tuple"),
         (lambda: telemetry(optax.adam(1.0).init(jnp.ones(2))), ValueError, "state must hold something to tell"),
         (

@@ -31,8 +31,9 @@ from adamite.memory import MemoryReport, memory_report
 from adamite.numerics import bias_correction, update_moment
 from adamite.paths import map_with_path
 from adamite.regularization import add_decayed_weights, add_l1, soft_threshold
+from adamite.reports import telemetry
 from adamite.storage import Quantized
-from adamite.telemetry import TelemetryState, telemetry, with_telemetry
+from adamite.telemetry import TelemetryState, with_telemetry
 
 __version__ = "0.1.0"
 

@@ -30,19 +30,14 @@ import jax.numpy as jnp
 import optax
 
 from adamite import checks
+from adamite.engine.norms import norm
 from adamite.engine.optimizer import Optimizer, as_optimizer, optimizer
 from adamite.engine.ownership import owned
 from adamite.engine.placement import settle
 from adamite.engine.skipping import all_finite, no_updates, params_if, step_if
+from adamite.engine.spikes import Norms, Seen, nothing_seen, watched
 from adamite.identity import described
-from adamite.numerics import as_array, is_none, is_traced, over_devices, widen
-
-
-class Norms(NamedTuple):
-    """The gradients' norms, or the losses, that `skip_spikes` compares with."""
-
-    values: Any  # float32, shape (window,): the last ones, in a ring
-    count: Any  # int32, shape (): how many were recorded, ever
+from adamite.numerics import as_array, is_none, is_traced, over_devices
 
 
 class SkipState(NamedTuple):
@@ -51,9 +46,8 @@ class SkipState(NamedTuple):
     skipped: Any  # int32, shape (): steps left out so far
     consecutive: Any  # int32, shape (): of these, the last in a row
     gave_up: Any  # bool, shape (): whether ever max_consecutive were left out in a row
-    norms: Any  # Norms; () for skip_nonfinite
+    norms: Any  # Norms; with loss=True Seen; () for skip_nonfinite
     inner: Any  # the state of what is guarded, as if the skipped steps had never come
-    losses: Any = ()  # Norms, of losses; () without loss=True
 
 
 @described
@@ -162,34 +156,34 @@ def _guard(tx: Any, spikes: Spikes | None, max_consecutive: Any, axis_name: Any)
     axes = checks.axis_name(axis_name)
 
     def init(params: optax.Params) -> SkipState:
-        norms = _no_norms(spikes.window) if spikes else ()
-        losses = _no_norms(spikes.window) if spikes and spikes.loss else ()
+        norms: Any = ()
+        if spikes:
+            norms = nothing_seen(spikes.window)
+        if spikes and spikes.loss:
+            norms = Seen(norms, nothing_seen(spikes.window))
         counts = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), jnp.zeros((), bool)
-        return settle(SkipState(*counts, norms, inner.init(params), losses), params)
+        return settle(SkipState(*counts, norms, inner.init(params)), params)
 
     def judged(gradients: Any, state: Any, updates: Any, stepped: Any, loss: Any) -> tuple[jax.Array, SkipState]:
         """Whether a step that was tried is good; and the state, but for the inner one."""
-        finite, norms, losses = _all_good(gradients, state.inner, updates, stepped, axes), state.norms, state.losses
+        good, norms = _all_good(gradients, state.inner, updates, stepped, axes), state.norms
         if spikes and spikes.loss:
-            finite &= jnp.isfinite(loss)
-        good = finite
-        if spikes:
-            low, norms = _watched(_norm(gradients, axes), finite, norms, spikes.factor)
-            good &= low
-        if spikes and spikes.loss:
-            low, losses = _watched(loss, finite, losses, spikes.factor)
-            good &= low
+            good, *rings = watched([norm(gradients, axes), loss], good & jnp.isfinite(loss), norms, spikes.factor)
+            norms = Seen(*rings)
+        elif spikes:
+            good, norms = watched([norm(gradients, axes)], good, [norms], spikes.factor)
         skipped = jnp.where(good, state.skipped, optax.safe_increment(state.skipped))
         consecutive = jnp.where(good, 0, optax.safe_increment(state.consecutive))
         gave_up = state.gave_up if limit is None else state.gave_up | (consecutive >= limit)
-        return good, SkipState(skipped, consecutive, gave_up, norms, state.inner, losses)
+        return good, SkipState(skipped, consecutive, gave_up, norms, state.inner)
 
     def check(updates: optax.Updates, state: Any) -> None:
         checks.differentiable(updates, "updates")
         if not isinstance(state, SkipState):
             raise TypeError(f"state must be a SkipState, got {type(state).__name__}")
-        windows = [x.values.size if isinstance(x, Norms) else None for x in (state.norms, state.losses)]
-        if windows != ([spikes.window, spikes.window if spikes.loss else None] if spikes else [None, None]):
+        rings = state.norms if isinstance(state.norms, Seen) else (state.norms,)
+        windows = [ring.values.size for ring in rings if isinstance(ring, Norms)]
+        if windows != ([spikes.window] * (1 + spikes.loss) if spikes else []):
             kind = "skip_nonfinite, without norms"
             if spikes:
                 losses = "losses" if spikes.loss else "no losses"
@@ -238,22 +232,6 @@ def _all_good(gradients: Any, before: Any, updates: Any, after: Any, axes: tuple
     return all_finite([arrays for arrays in together if arrays], axes)
 
 
-def sum_of_squares(x: Any, axes: tuple[str, ...]) -> jax.Array:
-    """``sum |x|^2``, in float32 at least, of what all devices have of a leaf.
-
-    Half of `x` times `x`: Adam squares the gradient, too, and XLA's CPU compiler would compute both squares once, and
-    write them to memory in between.
-    """
-    x = widen(x)
-    return jnp.asarray(over_devices(2 * jnp.sum((x.conj() * (0.5 * x)).real), x, axes))
-
-
-def _norm(gradients: Any, axes: tuple[str, ...]) -> jax.Array:
-    """The root of the sum of all squares, on all devices together."""
-    squares = [sum_of_squares(g, axes) for g in jax.tree.leaves(gradients)]
-    return jnp.sqrt(jnp.sum(jnp.stack(squares))) if squares else jnp.zeros(())
-
-
 def _mean_loss(extra_args: dict[str, Any], axes: tuple[str, ...]) -> jax.Array:
     """The loss, a float32: the mean of those of all devices."""
     name = next((name for name in ("loss", "value") if extra_args.get(name) is not None), None)
@@ -270,21 +248,3 @@ def _mean_loss(extra_args: dict[str, Any], axes: tuple[str, ...]) -> jax.Array:
         raise ValueError(f"{name} must be a real number or an array of shape (), got shape {jnp.shape(given)}")
     loss = jnp.asarray(given, jnp.float32)
     return jnp.asarray(over_devices(loss, loss, axes) / over_devices(1.0, loss, axes))
-
-
-def _no_norms(window: int) -> Norms:
-    return Norms(jnp.zeros(window, jnp.float32), jnp.zeros((), jnp.int32))
-
-
-def _watched(seen: jax.Array, finite: jax.Array, ring: Norms, factor: Any) -> tuple[jax.Array, Norms]:
-    """Whether what was seen is no spike; and what was seen so far. Of steps that are not finite nothing is recorded."""
-    window = ring.values.size
-    here = jnp.arange(window) < ring.count
-    n = jnp.maximum(jnp.minimum(ring.count, window), 1)
-    mean = jnp.sum(jnp.where(here, ring.values, 0)) / n
-    std = jnp.sqrt(jnp.sum(jnp.where(here, (ring.values - mean) ** 2, 0)) / n)
-    allowed = mean + factor * jnp.maximum(std, jnp.abs(mean) / 100)
-    allowed = jnp.where(ring.count >= window // 2, allowed, jnp.finfo(jnp.float32).max)
-    recorded = ring.values.at[ring.count % window].set(jnp.minimum(seen, allowed).astype(jnp.float32))
-    new = Norms(recorded, optax.safe_increment(ring.count))
-    return seen <= allowed, jax.tree.map(functools.partial(jnp.where, finite), new, ring)

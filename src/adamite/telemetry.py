@@ -17,28 +17,25 @@ some groups have it.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.tree_util import KeyPath, keystr
 
 from adamite import checks
-from adamite.accumulate import AccumulateState
 from adamite.convert import UNSIGNED, decoded
+from adamite.engine.norms import by_group, sum_of_squares, total
 from adamite.engine.optimizer import Optimizer, as_optimizer, optimizer
 from adamite.engine.ownership import owned
 from adamite.engine.placement import settle
-from adamite.engine.rates import INJECTED, RatesOf, labels
-from adamite.engine.skipping import step_if
-from adamite.engine.trials import begun_after, in_blocks
-from adamite.guards import SkipState, sum_of_squares
+from adamite.engine.rates import RatesOf
+from adamite.engine.trials import counted_after, tried_if
 from adamite.identity import described, identity
 from adamite.numerics import is_none, over_devices, power
-from adamite.paths import leaves_with_path, unwrapped
+from adamite.paths import leaves_with_path
 
 Record = dict[str, dict[str, jax.Array]]
 
@@ -46,15 +43,18 @@ UNKNOWN = -1.0
 """What a record holds for a group without arrays. A NaN there would be an error to `jax.debug_nans`."""
 
 
+class Sampled(NamedTuple):
+    """What is known where not every step is measured."""
+
+    numbers: Any  # as the record of a `TelemetryState`: those of the last step that was measured
+    count: Any  # int32, shape (): steps since then, in [0, every)
+
+
 class TelemetryState(NamedTuple):
     """State of `with_telemetry`."""
 
-    record: Any  # float32 scalars, by quantity and group; "" is all parameters
+    record: Any  # float32 scalars, by quantity and group; "" is all parameters; with every > 1 a Sampled of it
     inner: Any  # the state of what is watched
-    count: Any = ()  # int32, shape (): steps since the last that was measured, in [0, every); () if each one is
-
-
-TELLING = (TelemetryState, SkipState, AccumulateState, *INJECTED)
 
 
 @described
@@ -90,7 +90,7 @@ def with_telemetry(
         ValueError: `every` is < 1.
 
     Example:
-        >>> from adamite import adam
+        >>> from adamite import adam, telemetry
         >>> tx, params = with_telemetry(adam(0.1)), {"w": jnp.ones(4), "b": jnp.zeros(1)}
         >>> g = {"w": jnp.full(4, 3.0), "b": jnp.zeros(1)}
         >>> _, state = tx.update(g, tx.init(params), params)
@@ -141,13 +141,15 @@ def with_telemetry(
             if owner is not None and fields and fields[-1] in UNSIGNED:
                 moments.setdefault(fields[-1], [*unknown])[owner] = array
         for name, column in moments.items():
-            totals |= {f"sqrt_{name}_norm": sums(column, _sum)} if UNSIGNED[name] else {f"{name}_norm": sums(column)}
-        record = {name: _grouped(groups, column, jnp.sqrt) for name, column in totals.items()}
+            totals |= {f"sqrt_{name}_norm": sums(column, total)} if UNSIGNED[name] else {f"{name}_norm": sums(column)}
+        record = {name: by_group(groups, column, jnp.sqrt, unknown=UNKNOWN) for name, column in totals.items()}
         if "nu" in moments and "eps" in known:
             threshold = _smallest(known, state)
-            small = sums(moments["nu"], lambda v, axes: _sum((v < threshold).astype(jnp.float32), axes))
+            small = sums(moments["nu"], lambda v, axes: total((v < threshold).astype(jnp.float32), axes))
             sizes = sums(moments["nu"], lambda v, axes: over_devices(float(v.size), v, axes))
-            record["epsilon_share"] = _grouped(groups, small, lambda part, whole: part / jnp.maximum(whole, 1), sizes)
+            record["epsilon_share"] = by_group(
+                groups, small, lambda part, whole: part / jnp.maximum(whole, 1), sizes, unknown=UNKNOWN
+            )
         told = {label: jnp.float32(rate(before)) for label, rate in rates(before, gradients).items()}
         return record | ({"learning_rate": told} if told else {})
 
@@ -155,25 +157,32 @@ def with_telemetry(
         state = inner.init(params)
         record = jax.eval_shape(functools.partial(measure, ()), params, params, params, state, state)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), record)
-        return settle(TelemetryState(zeros, state, () if every == 1 else jnp.zeros((), jnp.int32)), params)
+        record = zeros if every == 1 else Sampled(zeros, jnp.zeros((), jnp.int32))
+        return settle(TelemetryState(record, state), params)
 
     def check(state: Any) -> None:
         if not isinstance(state, TelemetryState):
             raise TypeError(f"state must be a TelemetryState, got {type(state).__name__}")
-        if isinstance(state.count, tuple) != (every == 1):
+        if isinstance(state.record, Sampled) != (every > 1):
             kind = "every=1, without a count" if every == 1 else f"every={every}, with a count"
             raise TypeError(f"state must be one of with_telemetry with {kind}")
 
-    def recorded(grads: Any, state: TelemetryState, params: Any, extra_args: dict[str, Any]) -> tuple[Record, Any]:
-        """The record and the count after a step, which is tried where it is measured."""
+    def tried(grads: Any, state: TelemetryState, params: Any, extra_args: dict[str, Any]) -> tuple[Any, Any]:
+        """The record, of a step that is only tried if it is due to be measured, and the inner state to take it with."""
 
-        def measured() -> tuple[Record, Any]:
+        def measured() -> Record:
             new, kept = inner.update(grads, state.inner, params, **extra_args)
-            return measure(axes, grads, new, params, state.inner, kept), 0 * state.count if every > 1 else ()
+            return measure(axes, grads, new, params, state.inner, kept)
 
         if every == 1:
-            return measured()
-        return step_if(state.count + 1 >= every, measured, lambda: (state.record, state.count + 1))
+            record = measured()
+            norms = {name: record[name] for name in record if name != "learning_rate"}
+            return record, counted_after(norms, state.inner)
+        numbers, count = state.record
+        record, before = tried_if(
+            count + 1 >= every, lambda: (measured(), 0 * count), lambda: (numbers, count + 1), state.inner
+        )
+        return Sampled(*record), before
 
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
@@ -182,94 +191,17 @@ def with_telemetry(
         if every == 1:
             new, kept = inner.update(updates, state.inner, params, **extra_args)
             return new, TelemetryState(measure(axes, updates, new, params, state.inner, kept), kept)
-        record, count = recorded(updates, state, params, extra_args)
-        grads, before = begun_after(count, updates, state.inner, by_count=in_blocks(state.inner))
-        new, kept = inner.update(grads, before, params, **extra_args)
-        return new, TelemetryState(record, kept, count)
+        record, before = tried(updates, state, params, extra_args)
+        new, kept = inner.update(updates, before, params, **extra_args)
+        return new, TelemetryState(record, kept)
 
     def take(grads: Any, state: Any, params: Any, engine: str, extra_args: Any) -> tuple[optax.Params, TelemetryState]:
         check(state)
-        record, count = recorded(grads, state, params, extra_args)
-        seen = count if every > 1 else {name: record[name] for name in record if name != "learning_rate"}
-        grads, before = begun_after(seen, grads, state.inner, by_count=True)
+        record, before = tried(grads, state, params, extra_args)
         new, kept = inner.step(grads, before, params, engine=engine, **extra_args)
-        return new, TelemetryState(record, kept, count)
+        return new, TelemetryState(record, kept)
 
     return optimizer(init, update, take)
-
-
-def telemetry(state: optax.OptState) -> dict[str, Any]:
-    """The numbers that an optimizer's state holds for a log, by name: ``update_norm/layer/w``, ``update_norm`` of all.
-
-    Args:
-        state: of an optimizer with `with_telemetry` in it; or with guards, `accumulate` or `optax.inject_hyperparams`
-            alone, whose numbers it gives. Its arrays are fetched from the device, which waits for the step.
-
-    Returns:
-        A flat dict of Python numbers, for a CSV file, TensorBoard or any other logger. Of a state with leading axes, as
-        `jax.vmap` and `jax.lax.scan` give it, of NumPy arrays with these axes.
-
-    Raises:
-        ValueError: there is nothing to tell in the state.
-
-    Example:
-        >>> from adamite import adam, skip_nonfinite
-        >>> tx = skip_nonfinite(adam(0.1))
-        >>> _, state = tx.update(jnp.array([jnp.nan]), tx.init(jnp.zeros(1)))
-        >>> telemetry(state)
-        {'consecutive': 1, 'gave_up': False, 'skipped': 1}
-    """
-    found: dict[str, Any] = {}
-    for under, node in _nodes(state):
-        if isinstance(node, TelemetryState):
-            told = _flat(jax.device_get(node.record))
-        elif isinstance(node, AccumulateState):
-            told = {"dropped": node.dropped}
-        elif isinstance(node, SkipState):
-            told = {name: getattr(node, name) for name in ("skipped", "consecutive", "gave_up")}
-        else:
-            told = {name: x for name, x in node.hyperparams.items() if jnp.shape(x) in ((), jnp.shape(node.count))}
-        found |= {"/".join((name, *under)): x for name, x in told.items()}
-    if not found:
-        raise ValueError(f"state must hold something to tell, such as a TelemetryState, got {type(state).__name__}")
-    return {name: x.item() if np.ndim(x) == 0 else np.asarray(x) for name, x in jax.device_get(found).items()}
-
-
-def _flat(record: Record) -> dict[str, Any]:
-    """By name and group; of two norms the ratio, too."""
-    known = {
-        name: {group: np.where(x == UNKNOWN, np.float32(np.nan), x) for group, x in groups.items()}
-        for name, groups in record.items()
-    }
-    of_updates, of_parameters = known["update_norm"], known["parameter_norm"]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = {group: np.divide(of_updates[group], of_parameters[group]) for group in of_updates}
-    found = sorted((known | {"update_ratio": ratios}).items())
-    return {f"{name}/{group}".removesuffix("/"): x for name, groups in found for group, x in groups.items()}
-
-
-def _grouped(groups: list[str], column: list[Any], one: Callable[..., Any], *others: list[Any]) -> dict[str, jax.Array]:
-    """``one`` of the sums of each group and of all together, "", over the leaves that have the number."""
-    rows: dict[str, list[Any]] = {name: [] for name in ("", *groups)}
-    for group, row in zip(groups, zip(column, *others, strict=True), strict=True):
-        if row[0] is not None:
-            for name in {"", group}:
-                rows[name].append(row)
-    sums = {name: [jnp.sum(jnp.stack(of)) for of in zip(*found, strict=True)] for name, found in rows.items()}
-    return {name: jnp.float32(one(*of) if of else UNKNOWN) for name, of in sums.items()}
-
-
-def _sum(x: jax.Array, axes: tuple[str, ...]) -> Any:
-    return over_devices(jnp.sum(x), x, axes)
-
-
-def _nodes(state: Any, under: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """The states in it that have something to tell, the outer ones first, with the labels that they are under."""
-    for path, node in leaves_with_path(unwrapped(state), lambda x: isinstance(x, TELLING)):
-        if isinstance(node, TELLING):
-            inside = (*under, *labels(path))
-            yield inside, node
-            yield from _nodes(tuple(node), inside)
 
 
 def _path_name(path: KeyPath) -> str:

@@ -33,7 +33,7 @@ def all_finite(groups: Iterable[Sequence[jax.Array]], axes: tuple[str, ...]) -> 
     for arrays in groups:
         if arrays[0].size:
             wrong = _holds_nonfinite(arrays)
-            flags.append(over_devices(wrong.astype(jnp.int32), arrays[0], axes) if axes else wrong)
+            flags.append(over_devices(wrong.astype(jnp.int32), wrong, axes) if axes else wrong)
     return jnp.all(jnp.stack(flags) == 0) if flags else jnp.bool_(True)
 
 
