@@ -252,6 +252,12 @@ class TestLoss:
         assert skipped == expected
         assert sum(expected) > 3
 
+    def test_a_steady_negative_loss_is_no_spike(self):
+        losses = -40 + np.where(np.arange(40) % 2, 1e-4, -1e-4)
+        losses[30] = -39.9
+        skipped, _ = self.steps(skip_spikes(adamite.adam(0.1), window=8, loss=True), losses)
+        assert sum(skipped) == 0
+
     def test_norms_are_judged_too(self):
         gradients = np.where(np.arange(20) == 12, 1e3, 1.0)
         skipped, state = self.steps(skip_spikes(adamite.adam(0.1), window=8, loss=True), np.ones(20), gradients)
