@@ -26,7 +26,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import adamite
-from adamite.engine import as_optimizer
+from adamite.core import as_optimizer
 
 CONTENDERS: dict[str, Callable[[Any], Any]] = {
     "plain": lambda tx: tx,

@@ -9,7 +9,7 @@ import itertools
 import hypothesis
 import pytest
 
-collect_ignore = ["parity_torch.py", "fixtures", "kernels/tpu_compiler.py"]  # run by name only
+collect_ignore = ["parity_torch.py", "fixtures", "engines/tpu_compiler.py"]  # run by name only
 
 hypothesis.settings.register_profile("adamite", deadline=None, derandomize=True, max_examples=40)
 hypothesis.settings.load_profile("adamite")

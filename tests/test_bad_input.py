@@ -11,7 +11,7 @@ import pytest
 
 import adamite
 from adamite.checkpoint.settings import settings
-from adamite.engine.matching import difference
+from adamite.core.matching import difference
 
 NAN, INF = float("nan"), float("inf")
 RECIPES = {"adam": adamite.adam, "adamw": adamite.adamw, "nadam": adamite.nadam, "nadamw": adamite.nadamw}

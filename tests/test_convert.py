@@ -19,7 +19,7 @@ from jax.sharding import AxisType, NamedSharding, SingleDeviceSharding
 import adamite
 from adamite import convert_moments
 from adamite.convert import UNSIGNED, stored_as
-from adamite.engine.per_leaf import Counted
+from adamite.core.rule_part import Counted
 from adamite.storage import Blockwise, Dense, Quantized
 from bits import assert_same_bits
 from reference.codes import cubic_signed, cubic_unsigned, nearest

@@ -7,8 +7,8 @@ import optax
 import pytest
 
 import adamite
-from adamite import kernels
-from adamite.kernels.library import library
+from adamite import engines
+from adamite.engines.library import library
 from compilation import compiled
 from specs import SPECS
 
@@ -59,7 +59,7 @@ TAKEN = {"xla": set(), "native": {"native" if library() else "xla"}, "pallas": {
 def test_whole_steps_are_compiled_once(engine):
     tx, params, g = adamite.adamw(1e-2, moments="int8"), tree(0), tree(1)
     state, before = tx.init(params), 0
-    with kernels.recorded() as choices:
+    with engines.recorded() as choices:
         for step in range(1, 7):
             params, state = tx.step(g, state, params, engine=engine)
             if step == 2:

@@ -13,8 +13,8 @@ ROOT = pathlib.Path(__file__).parent.parent / "src" / "adamite"
 FLOORS = [
     {"numerics", "paths", "checks", "identity", "random_bits"},
     {"rounding"},
-    {"storage", "kernels"},
-    {"engine"},
+    {"storage", "engines"},
+    {"core"},
     {"learning_rate", "regularization"},
     {"algorithms"},
     {"cautious", "sharding", "guards", "accumulate", "averaging", "grouping"},
@@ -25,7 +25,7 @@ FLOORS = [
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(ROOT.rglob("*.py"))
 ALLOWED = {"jax", "optax", "numpy", "adamite", *sys.stdlib_module_names}
-EXTRAS = {"checkpoint": {"orbax"}, "interop": {"safetensors"}, "kernels": {"adamite_native"}}
+EXTRAS = {"checkpoint": {"orbax"}, "interop": {"safetensors"}, "engines": {"adamite_native"}}
 
 
 def room_of(module: str) -> str:
@@ -73,9 +73,9 @@ def test_every_room_has_a_floor():
 @pytest.mark.parametrize(
     ("room", "line"),
     [
-        ("storage/dense.py", "from adamite.engine import chain"),
+        ("storage/dense.py", "from adamite.core import chain"),
         ("numerics.py", "from adamite.storage import Dense"),
-        ("engine/chain.py", "import adamite.algorithms.adam"),
+        ("core/chain.py", "import adamite.algorithms.adam"),
         ("checks.py", "from adamite import adam"),
         ("learning_rate.py", "import torch"),
         ("interop/names.py", "import orbax.checkpoint"),
@@ -101,6 +101,6 @@ def test_an_algorithm_is_read_in_a_sitting():
 def test_public_names_are_what_the_package_says():
     assert sorted(adamite.__all__) == adamite.__all__
     public = {name for name in vars(adamite) if not name.startswith("_")}
-    assert public - {"algorithms", "engine", "storage", "numerics", "checks"} >= set(adamite.__all__)
+    assert public - {"algorithms", "core", "storage", "numerics", "checks"} >= set(adamite.__all__)
     for name in adamite.__all__:
         assert getattr(adamite, name).__doc__

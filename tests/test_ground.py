@@ -19,17 +19,17 @@ JAXPR = {"constvars", "eqns", "get_bind_params", "invars", "jaxpr", "outvars", "
 USES = {
     ("src/adamite/numerics.py", "jax.core.Tracer"): "there is no public way to ask whether an array is traced",
     ("src/adamite/checkpoint/hashing.py", "jax.experimental.multihost_utils"): "the documented way to gather hashes",
-    ("src/adamite/kernels/tpu.py", "jax.experimental.pallas"): "kernels for TPUs are written in Pallas",
-    ("src/adamite/kernels/tpu.py", "jax.experimental.pallas.tpu"): "its part for TPUs",
-    ("src/adamite/kernels/writing.py", "jax.extend.core.ClosedJaxpr"): "a program is written down from a jaxpr",
-    ("src/adamite/kernels/writing.py", "jax.extend.core.Jaxpr"): "as above",
-    ("src/adamite/kernels/writing.py", "jax.extend.core.Literal"): "as above",
+    ("src/adamite/engines/pallas.py", "jax.experimental.pallas"): "kernels for TPUs are written in Pallas",
+    ("src/adamite/engines/pallas.py", "jax.experimental.pallas.tpu"): "its part for TPUs",
+    ("src/adamite/engines/writing.py", "jax.extend.core.ClosedJaxpr"): "a program is written down from a jaxpr",
+    ("src/adamite/engines/writing.py", "jax.extend.core.Jaxpr"): "as above",
+    ("src/adamite/engines/writing.py", "jax.extend.core.Literal"): "as above",
     (
-        "src/adamite/kernels/writing.py",
+        "src/adamite/engines/writing.py",
         "jax.extend.core.jaxpr_as_fun",
     ): "its numbers are computed by one",
-    ("src/adamite/kernels/writing.py", "a jaxpr"): "a program is written down from one",
-    ("src/adamite/engine/products.py", "a jaxpr"): "sums of products are found in one; rules stay plain functions",
+    ("src/adamite/engines/writing.py", "a jaxpr"): "a program is written down from one",
+    ("src/adamite/engines/products.py", "a jaxpr"): "sums of products are found in one; rules stay plain functions",
 }
 
 

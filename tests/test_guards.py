@@ -15,7 +15,7 @@ from jax.sharding import AxisType, NamedSharding
 
 import adamite
 from adamite import SkipState, skip_nonfinite, skip_spikes
-from adamite.engine.skipping import branched, undone
+from adamite.core.skipping import branched, undone
 from adamite.sharding import zero1
 from bits import assert_same_bits, types
 from compilation import compiled

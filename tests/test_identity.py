@@ -54,7 +54,7 @@ def test_what_is_given_is_a_copy_and_transformations_stay_as_they_are():
     adamite.identity(tx)["b1"] = 0.5
     assert adamite.identity(tx)["b1"] == 0.9
     init, update = tx
-    assert hash(tx) == hash(adamite.engine.leafwise.Leafwise(init, update))
+    assert hash(tx) == hash(adamite.core.tree_pass.Leafwise(init, update))
     assert adamite.identity(optax.adam(1e-3)) == {"name": "optax.chain"}
 
 

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 import adamite
-from adamite.engine import leafwise, slices
+from adamite.core import leafwise, slices
 from adamite.storage import Blockwise
 from bits import assert_same_bits, trajectory, types
 from specs import SPECS

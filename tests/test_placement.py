@@ -1,7 +1,7 @@
 """Zeros made beside a parameter have its sharding: a table, for under jit that rests on what a compiler does.
 
 `jnp.where(False, parameter, zeros)` must tie both on every JAX that is supported. If a row fails on a new JAX, look in
-`adamite.engine.placement`.
+`adamite.core.placement`.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import pytest
 from jax import P
 from jax.sharding import AxisType, NamedSharding
 
-from adamite.engine.placement import beside
+from adamite.core.placement import beside
 
 AXES = {"Auto": AxisType.Auto, "Explicit": AxisType.Explicit}
 HOW = ("eager", "jit", "jit under set_mesh")

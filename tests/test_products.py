@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adamite.engine.products import round_products
+from adamite.engines.products import round_products
 
 RNG = np.random.default_rng(0)
 A, B, C, D = (jnp.asarray(RNG.standard_normal(2**12), jnp.float32) for _ in range(4))

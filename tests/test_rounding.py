@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import adamite
-from adamite.engine.weights import RoundingState
+from adamite.core.rounding_part import RoundingState
 from adamite.random_bits import element_index, fold, random_bits
 from adamite.rounding import Nearest, Residual8, Residual16, Stochastic, nearest, spacing
 from bits import assert_same_bits

@@ -11,11 +11,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import adamite
-from adamite import kernels
-from adamite.engine.optimizer import apply_updates
-from adamite.kernels.library import library
+from adamite import engines
+from adamite.core.optimizer import apply_updates
+from adamite.engines.library import library
 from bits import assert_same_bits, types
-from kernels.cases import QUICKLY, assert_close
+from engines.cases import QUICKLY, assert_close
 from specs import SPECS
 
 pytestmark = pytest.mark.few(2)
@@ -90,7 +90,7 @@ def test_around_an_optimizer(around):
 def test_around_a_kernel(around):
     """Two micro-batches make a step, a step is clipped and so on, whatever steps."""
     tx = AROUND[around](adamite.adamw(1e-2))
-    with jax.set_mesh(one_device()), kernels.recorded() as choices:
+    with jax.set_mesh(one_device()), engines.recorded() as choices:
         start = tree(), tx.init(tree())
         by_kernel, plain = (
             jax.jit(functools.partial(tx.step, engine=engine), compiler_options=QUICKLY) for engine in ("pallas", "xla")
@@ -183,7 +183,7 @@ def test_zero1_by_a_kernel(moments, explicit):
     where, alone = mesh(explicit), adamite.adamw(1e-2, moments=moments)
     tx, params, grads = adamite.sharding.zero1(alone, where), {"w": tree()["w"]}, {"w": tree(1)["w"]}
     laid, laid_grads = jax.device_put((params, grads), NamedSharding(where, P()))
-    with kernels.recorded() as choices:
+    with engines.recorded() as choices:
         after, state = jax.jit(functools.partial(tx.step, engine="pallas"))(laid_grads, tx.init(laid), laid)
     assert [choice.engine for choice in choices] == ["pallas"]
     assert after["w"].sharding.is_fully_replicated
@@ -200,7 +200,7 @@ def test_zero1_by_a_kernel_on_two_axes_with_a_gradient_missing():
     alone = adamite.adamw(1e-2)
     tx, laid = adamite.sharding.zero1(alone, where, param_shardings=shardings), jax.device_put(params, shardings)
     laid_grads = grads | {"w": jax.device_put(grads["w"], shardings["w"])}
-    with kernels.recorded() as choices:
+    with engines.recorded() as choices:
         after, state = jax.jit(functools.partial(tx.step, engine="pallas"))(laid_grads, tx.init(laid), laid)
     assert [choice.engine for choice in choices] == ["pallas"]
     assert state[0].mu["w"].sharding.spec == P("model", "data")
@@ -271,7 +271,7 @@ def test_derivatives_go_through_a_step(engine):
             params = optax.apply_updates(params, updates)
         return sum(jnp.sum(p**2) for p in jax.tree.leaves(params))
 
-    with jax.set_mesh(one_device()), kernels.recorded() as choices:
+    with jax.set_mesh(one_device()), engines.recorded() as choices:
         ours, theirs = (jax.jit(jax.grad(f, (0, 1)))(tree(), 0.1) for f in (loss, plainly))
     auto = "native" if library() else "xla"
     assert {choice.engine for choice in choices} <= {auto if engine == "auto" else engine}

@@ -10,10 +10,10 @@ import optax
 import pytest
 
 import adamite
-from adamite import accumulate, kernels, skip_nonfinite, skip_spikes, telemetry, with_telemetry
-from adamite.engine.skipping import all_finite
+from adamite import accumulate, engines, skip_nonfinite, skip_spikes, telemetry, with_telemetry
+from adamite.core.skipping import all_finite
 from bits import assert_same_bits
-from kernels.cases import QUICKLY
+from engines.cases import QUICKLY
 
 pytestmark = pytest.mark.few(2)
 
@@ -164,7 +164,7 @@ def test_updates_of_another_dtype_than_the_gradients(name):
 @around
 def test_steps_are_taken_by_the_engine_that_is_asked_for(name):
     tx = AROUND[name](adamite.adamw(1e-2))
-    with jax.set_mesh(one_device()), kernels.recorded() as choices:
+    with jax.set_mesh(one_device()), engines.recorded() as choices:
         params = {"w": jnp.ones((16, 256))}
         jax.jit(lambda p, s: tx.step(p, s, p, engine="pallas")).trace(params, tx.init(params))
     assert {choice.engine for choice in choices} == {"pallas"}

@@ -9,8 +9,8 @@ import optax
 import pytest
 
 import adamite
-from adamite import kernels, rounding
-from adamite.kernels.library import library
+from adamite import engines, rounding
+from adamite.engines.library import library
 from bits import assert_same_bits, trajectory
 from specs import SPECS
 
@@ -152,7 +152,7 @@ def test_every_engine(engine, moments, how):
     one_device = jax.make_mesh((1,), ("here",), axis_types=(jax.sharding.AxisType.Auto,))
 
     def step():
-        with jax.set_mesh(one_device), kernels.recorded() as choices:
+        with jax.set_mesh(one_device), engines.recorded() as choices:
             params, g = values(0, dtype), values(1, dtype)
             before = params, tx.init(params)
             after = jax.jit(lambda p, s, g: tx.step(g, s, p, engine=engine))(*before, g)

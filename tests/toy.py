@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from adamite import checks
-from adamite.engine import Rule, chain, from_rule
+from adamite.core import Rule, chain, from_rule
 from adamite.learning_rate import scale_by_learning_rate
 from adamite.numerics import update_moment
 from adamite.storage import Dense

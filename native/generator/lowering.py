@@ -3,7 +3,7 @@
 import numpy as np
 from nodes import Node, Nodes, bits, is_bfloat16, is_float, is_integer, limits, value
 
-from adamite.kernels.writing import Program
+from adamite.engines.writing import Program
 
 
 def lower(program: Program, fixed: dict[int, int]) -> tuple[Nodes, list[str]]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from nodes import Node, Nodes
 
-from adamite.kernels.writing import Program
+from adamite.engines.writing import Program
 
 LONGEST = 32
 """Operations of a loop, about."""

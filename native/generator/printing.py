@@ -6,7 +6,7 @@ from lowering import lower
 from nodes import Node, Nodes
 from phases import Loop, Schedule, schedule
 
-from adamite.kernels.writing import Program
+from adamite.engines.writing import Program
 
 TYPES = {
     "float32": ("f32", "F", "loadF", "storeF"),

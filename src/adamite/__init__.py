@@ -22,7 +22,7 @@ from adamite.averaging import EmaState, ema_params, with_ema
 from adamite.cautious import cautious
 from adamite.convert import convert_moments
 from adamite.convert_weights import convert_weights
-from adamite.engine import Optimizer, RoundingState, chain, full_weights, round_weights
+from adamite.core import Optimizer, RoundingState, chain, full_weights, round_weights
 from adamite.grouping import partition
 from adamite.guards import SkipState, skip_nonfinite, skip_spikes
 from adamite.identity import identity

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import optax
 
 from adamite import checks
-from adamite.engine.matching import counterparts
-from adamite.engine.optimizer import Optimizer, as_optimizer, optimizer
-from adamite.engine.placement import beside, settle
-from adamite.engine.skipping import all_finite, no_updates, params_if, step_if
+from adamite.core.matching import counterparts
+from adamite.core.optimizer import Optimizer, as_optimizer, optimizer
+from adamite.core.placement import beside, settle
+from adamite.core.skipping import all_finite, no_updates, params_if, step_if
 from adamite.identity import described
 from adamite.numerics import as_array, cast, is_none, wide_dtype, widen
 

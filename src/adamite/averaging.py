@@ -22,9 +22,9 @@ from jax.tree_util import KeyPath, keystr
 
 from adamite import checks
 from adamite.accumulate import AccumulateState
-from adamite.engine import Rule, from_rule, full_weights
-from adamite.engine.optimizer import Optimizer, as_optimizer, moved, optimizer
-from adamite.engine.placement import settle
+from adamite.core import Rule, from_rule, full_weights
+from adamite.core.optimizer import Optimizer, as_optimizer, moved, optimizer
+from adamite.core.placement import settle
 from adamite.guards import SkipState
 from adamite.identity import described
 from adamite.numerics import as_array, cast, is_none, unfused, widen

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from adamite import checks
-from adamite.engine import Optimizer, rounds_weights, uphold
+from adamite.core import Optimizer, rounds_weights, uphold
 from adamite.identity import described
 from adamite.numerics import cast, over_devices
 

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from jax.sharding import AxisType
 from jax.tree_util import KeyPath, keystr, tree_map_with_path
 
-from adamite.engine.matching import difference
-from adamite.engine.per_leaf import Counted
-from adamite.engine.placement import beside, settle
+from adamite.core.matching import difference
+from adamite.core.rule_part import Counted
+from adamite.core.placement import beside, settle
 from adamite.paths import leaves_with_path
 from adamite.storage import Blockwise, Dense, Quantized, Storage, choose
 

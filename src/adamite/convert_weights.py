@@ -18,9 +18,9 @@ import optax
 from jax.tree_util import keystr
 
 from adamite import checks
-from adamite.engine import RoundingState
-from adamite.engine.matching import difference
-from adamite.engine.placement import beside, settle
+from adamite.core import RoundingState
+from adamite.core.matching import difference
+from adamite.core.placement import beside, settle
 from adamite.numerics import cast, widen
 from adamite.paths import leaves_with_path, map_with_path
 from adamite.rounding import RESIDUALS, SHORT, nearest

@@ -10,7 +10,7 @@ import jax
 import optax
 
 from adamite import checks
-from adamite.engine import Optimizer, as_optimizer
+from adamite.core import Optimizer, as_optimizer
 from adamite.identity import described
 from adamite.paths import unwrapped
 

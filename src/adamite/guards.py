@@ -30,12 +30,12 @@ import jax.numpy as jnp
 import optax
 
 from adamite import checks
-from adamite.engine.norms import norm
-from adamite.engine.optimizer import Optimizer, as_optimizer, optimizer
-from adamite.engine.ownership import owned
-from adamite.engine.placement import settle
-from adamite.engine.skipping import all_finite, no_updates, params_if, step_if
-from adamite.engine.spikes import Norms, Seen, nothing_seen, watched
+from adamite.core.norms import norm
+from adamite.core.optimizer import Optimizer, as_optimizer, optimizer
+from adamite.core.ownership import owned
+from adamite.core.placement import settle
+from adamite.core.skipping import all_finite, no_updates, params_if, step_if
+from adamite.core.spikes import Norms, Seen, nothing_seen, watched
 from adamite.identity import described
 from adamite.numerics import as_array, is_none, is_traced, over_devices
 

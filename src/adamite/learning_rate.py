@@ -3,8 +3,8 @@
 import optax
 
 from adamite import checks
-from adamite.engine import Optimizer, by_number
-from adamite.engine.rates import note_rate
+from adamite.core import Optimizer, by_number
+from adamite.core.rates import note_rate
 from adamite.identity import described
 
 

@@ -16,8 +16,8 @@ from jax.tree_util import keystr
 
 from adamite import checks
 from adamite.convert import UNSIGNED
-from adamite.engine.optimizer import engines
-from adamite.engine.ownership import Owned
+from adamite.core.optimizer import engines
+from adamite.core.ownership import Owned
 from adamite.paths import leaves_with_path
 from adamite.sharding.layout import of_params, of_state
 from adamite.storage import Blockwise

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from adamite import checks
-from adamite.engine import Optimizer, by_number
+from adamite.core import Optimizer, by_number
 from adamite.identity import described
 
 

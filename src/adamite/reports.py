@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from adamite.accumulate import AccumulateState
-from adamite.engine.rates import INJECTED, labels
+from adamite.core.rates import INJECTED, labels
 from adamite.guards import SkipState
 from adamite.paths import leaves_with_path, unwrapped
 from adamite.telemetry import UNKNOWN, Record, Sampled, TelemetryState

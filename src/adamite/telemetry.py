@@ -27,12 +27,12 @@ from jax.tree_util import KeyPath, keystr
 
 from adamite import checks
 from adamite.convert import UNSIGNED, decoded
-from adamite.engine.norms import by_group, sum_of_squares, total
-from adamite.engine.optimizer import Optimizer, as_optimizer, optimizer
-from adamite.engine.ownership import owned
-from adamite.engine.placement import settle
-from adamite.engine.rates import RatesOf
-from adamite.engine.trials import counted_after, tried_if
+from adamite.core.norms import by_group, sum_of_squares, total
+from adamite.core.optimizer import Optimizer, as_optimizer, optimizer
+from adamite.core.ownership import owned
+from adamite.core.placement import settle
+from adamite.core.rates import RatesOf
+from adamite.core.trials import counted_after, tried_if
 from adamite.identity import described, identity
 from adamite.numerics import is_none, over_devices, power
 from adamite.paths import leaves_with_path

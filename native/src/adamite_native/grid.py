@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import adamite
-from adamite.engine.leafwise import Pass
-from adamite.kernels.leaf import Leaf
-from adamite.kernels.program import program
-from adamite.kernels.writing import Program
+from adamite.core.tree_pass import Pass
+from adamite.engines.leaf_step import Leaf
+from adamite.engines.program import program
+from adamite.engines.writing import Program
 
 SHAPE = (32, 256)
 """Of a leaf that int8 moments are quantized for."""

@@ -25,7 +25,7 @@ import optax
 from jax.tree_util import KeyPath, keystr
 
 from adamite import checks
-from adamite.engine import Optimizer, Rule, chain, from_rule
+from adamite.core import Optimizer, Rule, chain, from_rule
 from adamite.identity import described
 from adamite.learning_rate import scale_by_learning_rate
 from adamite.numerics import abs_sq, total_weight, update_moment

@@ -23,8 +23,8 @@ import optax
 
 from adamite import checks
 from adamite.algorithms.adam import scale_by_adam
-from adamite.engine import Optimizer, chain, uphold
-from adamite.engine.matching import counterparts
+from adamite.core import Optimizer, chain, uphold
+from adamite.core.matching import counterparts
 from adamite.identity import described
 from adamite.learning_rate import scale_by_learning_rate
 from adamite.numerics import abs_sq, is_none, over_devices, widen

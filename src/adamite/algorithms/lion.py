@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import optax
 
 from adamite import checks
-from adamite.engine import Optimizer, Rule, chain, from_rule
+from adamite.core import Optimizer, Rule, chain, from_rule
 from adamite.identity import described
 from adamite.learning_rate import scale_by_learning_rate
 from adamite.numerics import update_moment

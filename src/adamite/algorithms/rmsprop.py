@@ -31,7 +31,7 @@ import optax
 
 from adamite import checks
 from adamite.algorithms.sgd import trace_or_identity
-from adamite.engine import Optimizer, Rule, chain, from_rule
+from adamite.core import Optimizer, Rule, chain, from_rule
 from adamite.identity import described
 from adamite.learning_rate import scale_by_learning_rate
 from adamite.numerics import abs_sq, power, update_moment

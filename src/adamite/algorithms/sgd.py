@@ -23,7 +23,7 @@ import jax
 import optax
 
 from adamite import checks
-from adamite.engine import Optimizer, Rule, by_number, chain, from_rule
+from adamite.core import Optimizer, Rule, by_number, chain, from_rule
 from adamite.identity import described
 from adamite.learning_rate import scale_by_learning_rate
 from adamite.storage import Dense, choose

@@ -21,8 +21,8 @@ from adamite import checks
 from adamite.checkpoint.leaves import Leaf, is_floating
 from adamite.checkpoint.places import is_place
 from adamite.convert_weights import keys
-from adamite.engine import RoundingState
-from adamite.engine.per_leaf import Counted
+from adamite.core import RoundingState
+from adamite.core.rule_part import Counted
 from adamite.storage import Quantized
 
 KINDS = ("storage", "dtype", "mesh", "weights")

@@ -16,8 +16,8 @@ from adamite.checkpoint.leaves import Leaf, describe, dtype_of, retyped
 from adamite.checkpoint.manifest import Manifest
 from adamite.checks import RefusedError
 from adamite.convert_weights import Change, Laid, changes, laid
-from adamite.engine import RoundingState
-from adamite.engine.placement import fitted
+from adamite.core import RoundingState
+from adamite.core.placement import fitted
 from adamite.paths import leaves_with_path
 
 ROUNDED, EMPTY = RoundingState.__name__, optax.EmptyState.__name__

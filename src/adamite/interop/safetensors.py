@@ -11,7 +11,7 @@ import optax
 
 from adamite import checks
 from adamite.checks import RefusedError
-from adamite.engine import full_weights
+from adamite.core import full_weights
 from adamite.interop.files import DTYPES, opened, replace
 from adamite.interop.names import Names, Place, path_name, places
 from adamite.paths import leaves_with_path, map_with_path

@@ -19,7 +19,7 @@ import optax
 from adamite import checks
 from adamite.algorithms.adam import scale_by_adam
 from adamite.algorithms.amsgrad import scale_by_amsgrad
-from adamite.engine import Optimizer, chain
+from adamite.core import Optimizer, chain
 from adamite.grouping import partition
 from adamite.interop.names import Names, path_name, places, some
 from adamite.interop.settings import Settings, checked

@@ -10,10 +10,10 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jax.tree_util import KeyPath, keystr
 
 from adamite import checks
-from adamite.engine.matching import same_rank, shape_of
-from adamite.engine.optimizer import Optimizer
-from adamite.engine.ownership import Owned, owned
-from adamite.engine.placement import fitted
+from adamite.core.matching import same_rank, shape_of
+from adamite.core.optimizer import Optimizer
+from adamite.core.ownership import Owned, owned
+from adamite.core.placement import fitted
 from adamite.paths import leaves_with_path
 
 

@@ -7,8 +7,8 @@ import jax
 import optax
 
 from adamite import checks
-from adamite.engine.ownership import owned
-from adamite.engine.placement import settle
+from adamite.core.ownership import owned
+from adamite.core.placement import settle
 from adamite.identity import described
 from adamite.numerics import is_none
 from adamite.sharding.layout import Spread, spread_by

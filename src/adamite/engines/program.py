@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from adamite.kernels.leaf import Fused, Leaf, arrays_in
-from adamite.kernels.leaf import kind as kind_of
-from adamite.kernels.writing import BLOCK, Program, write
+from adamite.engines.leaf_step import Fused, Leaf, arrays_in
+from adamite.engines.leaf_step import kind as kind_of
+from adamite.engines.writing import BLOCK, Program, write
 
 
 def program(fused: Fused, scalars: Any, leaf: Leaf) -> Program:

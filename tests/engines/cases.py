@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import adamite
-from adamite.engine.leafwise import Leafwise, Pass
-from adamite.kernels import Leaf
+from adamite.core.tree_pass import Leafwise, Pass
+from adamite.engines import Leaf
 
 QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 """For programs that run once."""

@@ -1,9 +1,9 @@
 """Running any rule over a tree of arrays. Knows no algorithm."""
 
-from adamite.engine.contract import chain, uphold
-from adamite.engine.optimizer import Optimizer, as_optimizer, optimizer
-from adamite.engine.per_leaf import Rule, by_number, from_rule
-from adamite.engine.weights import RoundingState, full_weights, round_weights, rounds_weights
+from adamite.core.chain import chain, uphold
+from adamite.core.optimizer import Optimizer, as_optimizer, optimizer
+from adamite.core.rule_part import Rule, by_number, from_rule
+from adamite.core.rounding_part import RoundingState, full_weights, round_weights, rounds_weights
 
 __all__ = [
     "Optimizer",

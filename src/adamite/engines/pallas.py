@@ -20,7 +20,7 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from adamite.kernels.leaf import Fused, Leaf, first_of_row, kind, split, step_once, typed, unserved
+from adamite.engines.leaf_step import Fused, Leaf, first_of_row, kind, split, step_once, typed, unserved
 
 DTYPES = tuple(map(jnp.dtype, (jnp.float32, jnp.bfloat16, jnp.int8, jnp.uint8, jnp.int16)))
 TILE, ROWS, WIDTH = 2**17, 32, 256

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import pytest
 
 import adamite
-from adamite import kernels
-from adamite.kernels import native
+from adamite import engines
+from adamite.engines import native
 
 ROOT = pathlib.Path(__file__).parents[2]
 LIST = ROOT / "tests" / "fixtures" / "native_programs.txt"
@@ -38,7 +38,7 @@ def test_every_jax_traces_the_same_programs():
     """Else a library that was built with one JAX would not be found by another.
 
     A rule, a storage or a rounding that was changed changes programs, too. Then write the list anew:
-    ``python tests/kernels/test_programs.py``.
+    ``python tests/engines/test_programs.py``.
     """
     assert [f"{name}  {step}" for step, name in names().items()] == LIST.read_text().splitlines()
 
@@ -83,7 +83,7 @@ def use(monkeypatch):
 def trace(tx, count=1):
     """The engine of each leaf of a jitted step, why it is XLA, and all warnings."""
     one_device = jax.make_mesh((1,), ("here",), axis_types=(jax.sharding.AxisType.Auto,))
-    with jax.set_mesh(one_device), kernels.recorded() as choices, warnings.catch_warnings(record=True) as caught:
+    with jax.set_mesh(one_device), engines.recorded() as choices, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         params = [jnp.ones((64, 256))] * count
         jax.jit(lambda p, s: tx.step(p, s, p, engine="native")).trace(params, tx.init(params))

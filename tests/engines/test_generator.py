@@ -9,7 +9,7 @@ import pytest
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "native" / "generator"))
 from lowering import lower
 
-from adamite.kernels.writing import Equation, Input
+from adamite.engines.writing import Equation, Input
 
 
 def lowered(given, dtype, *operations):

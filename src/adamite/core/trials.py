@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from adamite.engine.skipping import step_if
+from adamite.core.skipping import step_if
 from adamite.numerics import is_traced
 
 

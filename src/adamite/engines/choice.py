@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import AxisType
 
-from adamite.kernels import sharded
-from adamite.kernels.leaf import Fused, Leaf, split
-from adamite.kernels.library import library
+from adamite.engines import sharded
+from adamite.engines.leaf_step import Fused, Leaf, split
+from adamite.engines.library import library
 from adamite.numerics import is_traced
 from adamite.random_bits import element_index
 
@@ -127,16 +127,16 @@ def _asked(engine: str) -> str:
 
 
 def _native() -> Any:
-    from adamite.kernels import native
+    from adamite.engines import native
 
     return native
 
 
 def _pallas() -> Any:
     """Imported where it is wanted, for others should not wait for Pallas."""
-    from adamite.kernels import tpu
+    from adamite.engines import pallas
 
-    return tpu
+    return pallas
 
 
 def _unserved(asked: str, fused: Fused, scalars: Any, leaf: Leaf) -> str:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adamite.engine.matching import counterparts
+from adamite.core.matching import counterparts
 from adamite.numerics import as_array, is_none, is_traced, over_devices, widen
 
 Step = Callable[[], tuple[Any, optax.OptState]]

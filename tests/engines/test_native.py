@@ -17,8 +17,8 @@ import optax
 import pytest
 
 import adamite
-from adamite.engine.leafwise import Pass
-from adamite.kernels import Leaf, native
+from adamite.core.tree_pass import Pass
+from adamite.engines import Leaf, native
 from adamite.random_bits import element_index
 
 pytestmark = pytest.mark.few(1)
@@ -358,7 +358,7 @@ def test_bad_calls_are_refused():
 
 EXPORTED = """
 import jax, jax.export, jax.numpy as jnp, adamite
-from adamite.kernels import native
+from adamite.engines import native
 tx, params = adamite.adamw(1e-2, moments="int8"), {"w": jnp.ones((16, 256))}
 state = tx.init(params)
 alone, plain = jax.jit(tx.step), jax.jit(lambda *of: tx.step(*of, engine="xla"))

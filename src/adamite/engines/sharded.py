@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from adamite.kernels.leaf import Fused, Leaf, Place, kind, split
+from adamite.engines.leaf_step import Fused, Leaf, Place, kind, split
 from adamite.numerics import is_traced
 from adamite.random_bits import row_major
 

@@ -9,7 +9,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import adamite
-from kernels.cases import adamw, assert_close, by, tree
+from engines.cases import adamw, assert_close, by, tree
 
 pytestmark = pytest.mark.few(1)
 
@@ -33,7 +33,7 @@ def mesh():
 
 def told(tx, params):
     """What takes the one leaf."""
-    with adamite.kernels.recorded() as choices:
+    with adamite.engines.recorded() as choices:
         jax.eval_shape(functools.partial(tx.step, engine="pallas"), params, tx.init(params), params)
     return choices[0]
 

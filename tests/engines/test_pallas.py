@@ -7,8 +7,8 @@ import optax
 import pytest
 
 import adamite
-from adamite.kernels import tpu
-from kernels.cases import ROUNDINGS, adamw, assert_close, by, compare, tree
+from adamite.engines import pallas
+from engines.cases import ROUNDINGS, adamw, assert_close, by, compare, tree
 from specs import SPECS
 
 pytestmark = pytest.mark.few(2)
@@ -23,13 +23,13 @@ LEAVES = [(16, 300)]
 @pytest.mark.parametrize("moments", [pytest.param("float32", marks=pytest.mark.slow), "int8"])
 @pytest.mark.parametrize("spec", RULES, ids=str)
 def test_every_rule(spec, moments):
-    compare(tpu, spec.build(moments=moments), LEAVES, steps=1)
+    compare(pallas, spec.build(moments=moments), LEAVES, steps=1)
 
 
 @pytest.mark.parametrize("rounding", [None, *ROUNDINGS])
 @pytest.mark.parametrize("moments", STORAGES.values(), ids=list(STORAGES))
 def test_every_storage_and_rounding(moments, rounding):
-    compare(tpu, adamw(moments, rounding), LEAVES, jnp.bfloat16 if rounding else jnp.float32, steps=1)
+    compare(pallas, adamw(moments, rounding), LEAVES, jnp.bfloat16 if rounding else jnp.float32, steps=1)
 
 
 SHAPES = {
@@ -55,7 +55,7 @@ SHAPES = {
 @pytest.mark.parametrize("moments", [pytest.param("float32", marks=pytest.mark.slow), "int8"])
 @pytest.mark.parametrize("shapes", [pytest.param(x, marks=[pytest.mark.slow] * x.startswith("more")) for x in SHAPES])
 def test_every_shape(shapes, moments):
-    compare(tpu, adamw(moments, "residual8"), SHAPES[shapes], jnp.bfloat16, steps=1)
+    compare(pallas, adamw(moments, "residual8"), SHAPES[shapes], jnp.bfloat16, steps=1)
 
 
 @pytest.mark.more
@@ -64,7 +64,7 @@ def test_random_bits_are_those_of_the_element():
     tx = adamw("float32", "stochastic")
     shapes = [(70, 300), (7,), (2, 40, 130)]
     params = tree(shapes, dtype=jnp.bfloat16)
-    ours = by(tpu, tx)(params, tx.init(params), params)[0]
+    ours = by(pallas, tx)(params, tx.init(params), params)[0]
     theirs = by(None, tx)(params, tx.init(params), params)[0]
     for a, b in zip(ours, theirs, strict=True):
         assert np.mean(np.asarray(a) != np.asarray(b)) < 1e-3
@@ -75,7 +75,7 @@ def test_what_is_no_ordinary_number(value):
     """It stays in its block."""
     tx, params = adamw("int8"), tree([(8, 600)])
     grads = [params[0].at[3, 300].set(value)]
-    (ours, state), (theirs, states) = (by(kernel, tx)(params, tx.init(params), grads) for kernel in (tpu, None))
+    (ours, state), (theirs, states) = (by(kernel, tx)(params, tx.init(params), grads) for kernel in (pallas, None))
     ours = ours, adamite.convert_moments(state, "float32")
     theirs = theirs, adamite.convert_moments(states, "float32")
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamite.kernels.leaf import Fused, Leaf, arrays_in, unserved
-from adamite.kernels.library import library
-from adamite.kernels.program import program
-from adamite.kernels.writing import Program, UnsupportedError
+from adamite.engines.leaf_step import Fused, Leaf, arrays_in, unserved
+from adamite.engines.library import library
+from adamite.engines.program import program
+from adamite.engines.writing import Program, UnsupportedError
 
 GROUP = 64
 """Leaves of one call, at most."""

@@ -1,7 +1,7 @@
 """Running parts over a tree, leaf by leaf in one pass: a large leaf slice by slice (see `slices`), or in a kernel.
 
 An update ends with the update of each leaf. A whole step ends with its weights, so that an engine can do all of it at
-once: such leaves go to `adamite.kernels`, the others are updated as ever.
+once: such leaves go to `adamite.engines`, the others are updated as ever.
 """
 
 import functools
@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from adamite import checks, kernels
-from adamite.engine.matching import counterparts
-from adamite.engine.optimizer import Optimizer, moved
-from adamite.engine.parts import Part
-from adamite.engine.placement import settle
-from adamite.engine.products import round_products
-from adamite.engine.slices import cut, sweep
-from adamite.kernels import Fused, Leaf
+from adamite import checks, engines
+from adamite.core.matching import counterparts
+from adamite.core.optimizer import Optimizer, moved
+from adamite.core.part import Part
+from adamite.core.placement import settle
+from adamite.engines.products import round_products
+from adamite.engines.slices import cut, sweep
+from adamite.engines import Fused, Leaf
 from adamite.numerics import as_array, cast, is_none, is_traced, update_dtype, wide_dtype, widen
 from adamite.random_bits import element_index, fold, random_bits
 
@@ -106,7 +106,7 @@ class Pass:
             if row.g is not None:
                 leaf = Leaf(number, as_array(row.g), as_array(row.p), row.stored, update_dtype(g, row.p))
                 by_engine.setdefault(
-                    kernels.choose(engine, self.fused, scalars, leaf, self.part.elementwise), []
+                    engines.choose(engine, self.fused, scalars, leaf, self.part.elementwise), []
                 ).append(leaf)
         by_xla = {leaf.number: leaf for leaf in by_engine.pop("xla", ())}
         for number, (u, stored) in self._updated(scalars, {number: rows[number] for number in by_xla}).items():
@@ -143,14 +143,14 @@ class Pass:
         """The weights of each leaf by a kernel, and what the state then holds for it. Eager steps are jitted."""
         traced = _traced((scalars, leaves))
         if traced or not self.constant or any(leaf.p.sharding.num_devices > 1 for leaf in leaves):
-            return kernels.take(name, self.fused, scalars, leaves)  # jit would hide how a leaf is spread
-        arrays, put = kernels.split((scalars, leaves))
+            return engines.take(name, self.fused, scalars, leaves)  # jit would hide how a leaf is spread
+        arrays, put = engines.split((scalars, leaves))
         values, structure = jax.tree.flatten((scalars, leaves))
         key = name, structure, tuple(x for x in values if not isinstance(x, jax.Array))
         if key not in self.eager_steps:
             if len(self.eager_steps) == EAGER_STEPS:
-                return kernels.take(name, self.fused, scalars, leaves)
-            self.eager_steps[key] = jax.jit(lambda arrays: kernels.take(name, self.fused, *put(arrays)))
+                return engines.take(name, self.fused, scalars, leaves)
+            self.eager_steps[key] = jax.jit(lambda arrays: engines.take(name, self.fused, *put(arrays)))
         return self.eager_steps[key](arrays)
 
     def _update_leaf(self, scalars: Any, number: Any, turn: Any, g: Any, p: Any, stored: Any) -> tuple[Any, Any, Any]:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from adamite import checks
-from adamite.kernels import ENGINES, recorded, unwanted
+from adamite.engines import ENGINES, recorded, unwanted
 from adamite.numerics import is_none
 
 Params = TypeVar("Params")

@@ -8,10 +8,10 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import adamite
-from adamite.kernels import Leaf, tpu
-from adamite.kernels.leaf import Place, first_of_row
-from adamite.kernels.library import library
-from kernels.cases import adamw, by
+from adamite.engines import Leaf, tpu
+from adamite.engines.leaf_step import Place, first_of_row
+from adamite.engines.library import library
+from engines.cases import adamw, by
 
 SHAPES = [(2**17, 2**16 + 1), (3, 2**31 + 5), (5, 2**15 + 1, 2**17)]
 
@@ -27,7 +27,7 @@ def test_a_step_has_types(shape, engine):
     tx, here = adamw("int8", "stochastic"), NamedSharding(one_device, P())
     params = [jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=here)]
     state = jax.eval_shape(tx.init, params)
-    with adamite.kernels.recorded() as choices:
+    with adamite.engines.recorded() as choices:
         new, then = jax.eval_shape(lambda g, s, p: tx.step(g, s, p, engine=engine), params, state, params)
     assert types((new, then)) == types((params, state))
     if engine == "pallas":

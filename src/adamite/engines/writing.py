@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
-from adamite.kernels.leaf import split
+from adamite.engines.leaf_step import split
 
 FORMAT = "adamite program 1"
 """First line of each text: change it when the meaning of a text changes."""

@@ -10,7 +10,7 @@ from hlo_bytes import moved
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from kernels.cases import ROUNDINGS, adamw
+from engines.cases import ROUNDINGS, adamw
 from specs import SPECS
 
 STORAGES = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8", "float8": ("int8", "float8")}
