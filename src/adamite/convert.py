@@ -17,8 +17,8 @@ from jax.sharding import AxisType
 from jax.tree_util import KeyPath, keystr, tree_map_with_path
 
 from adamite.core.matching import difference
-from adamite.core.rule_part import Counted
 from adamite.core.placement import beside, settle
+from adamite.core.rule_part import Counted
 from adamite.paths import leaves_with_path
 from adamite.storage import Blockwise, Dense, Quantized, Storage, choose
 

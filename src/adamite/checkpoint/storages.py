@@ -13,8 +13,8 @@ from jax.tree_util import keystr
 from adamite.checkpoint.leaves import Leaf, dtype_of, retyped
 from adamite.checkpoint.manifest import Manifest
 from adamite.convert import UNSIGNED, is_rule_state
-from adamite.core.rule_part import Counted
 from adamite.core.placement import fitted
+from adamite.core.rule_part import Counted
 from adamite.paths import leaves_with_path, map_with_path
 from adamite.storage import Quantized
 

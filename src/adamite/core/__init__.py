@@ -2,8 +2,8 @@
 
 from adamite.core.chain import chain, uphold
 from adamite.core.optimizer import Optimizer, as_optimizer, optimizer
-from adamite.core.rule_part import Rule, by_number, from_rule
 from adamite.core.rounding_part import RoundingState, full_weights, round_weights, rounds_weights
+from adamite.core.rule_part import Rule, by_number, from_rule
 
 __all__ = [
     "Optimizer",

@@ -16,11 +16,11 @@ import jax
 import optax
 
 from adamite import checks
-from adamite.core.tree_pass import Leafwise, Pass, leafwise
 from adamite.core.optimizer import Optimizer, optimizer
 from adamite.core.part import compose
 from adamite.core.placement import settle
 from adamite.core.rounding_part import full_weights, round_weights, rounds_weights
+from adamite.core.tree_pass import Leafwise, Pass, leafwise
 from adamite.identity import described
 from adamite.numerics import cast, is_none, update_dtype, wide_dtype, widen
 

@@ -8,12 +8,12 @@ import optax
 from jax.tree_util import keystr
 
 from adamite import checks
-from adamite.core.tree_pass import leafwise
 from adamite.core.matching import counterparts, difference, same_rank, shape_of
 from adamite.core.optimizer import Optimizer
 from adamite.core.ownership import belonging, is_absent
 from adamite.core.part import Part
 from adamite.core.placement import beside
+from adamite.core.tree_pass import leafwise
 from adamite.identity import described, identity
 from adamite.numerics import as_array, cast, is_none, unfused, widen
 from adamite.paths import leaves_with_path, map_with_path, unwrapped

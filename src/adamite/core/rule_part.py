@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import optax
 
 from adamite import checks
-from adamite.core.tree_pass import Leafwise, leafwise
 from adamite.core.matching import counterparts, difference, same_rank
 from adamite.core.part import Part
 from adamite.core.placement import beside
+from adamite.core.tree_pass import Leafwise, leafwise
 from adamite.numerics import as_array, as_wide_as, is_none
 from adamite.paths import leaves_with_path, unwrapped
 from adamite.random_bits import fold

@@ -18,9 +18,9 @@ from adamite.core.matching import counterparts
 from adamite.core.optimizer import Optimizer, moved
 from adamite.core.part import Part
 from adamite.core.placement import settle
+from adamite.engines import Fused, Leaf
 from adamite.engines.products import round_products
 from adamite.engines.slices import cut, sweep
-from adamite.engines import Fused, Leaf
 from adamite.numerics import as_array, cast, is_none, is_traced, update_dtype, wide_dtype, widen
 from adamite.random_bits import element_index, fold, random_bits
 

@@ -22,9 +22,9 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from jax.tree_util import keystr
 
 from adamite import checks
-from adamite.core.tree_pass import Leafwise
 from adamite.core.matching import counterparts, shape_of
 from adamite.core.optimizer import as_optimizer
+from adamite.core.tree_pass import Leafwise
 from adamite.identity import described
 from adamite.numerics import is_none, is_traced
 from adamite.paths import leaves_with_path
