@@ -320,7 +320,7 @@ class TestStep:
         params = values(0)
         state = tx.init(params)
         for g in gradients_of(jnp.float32, 4):
-            params, state = jax.jit(tx.step)(g, state, params)
+            params, state = jax.jit(functools.partial(tx.step, engine="xla"))(g, state, params)
         assert state.inner.inner.count == 2
         expected = run(tx, gradients_of(jnp.float32, 4), values(0))[-1][1]
         chex.assert_trees_all_close(ema_params(state), ema_params(expected), rtol=1e-6)

@@ -19,6 +19,13 @@ JAXPR = {"constvars", "eqns", "get_bind_params", "invars", "jaxpr", "outvars", "
 USES = {
     ("src/adamite/numerics.py", "jax.core.Tracer"): "there is no public way to ask whether an array is traced",
     ("src/adamite/checkpoint/hashing.py", "jax.experimental.multihost_utils"): "the documented way to gather hashes",
+    ("src/adamite/engines/deferred.py", "jax.extend.core.Primitive"): "a function that is traced when it is lowered",
+    ("src/adamite/engines/deferred.py", "jax.interpreters.batching"): "as above",
+    ("src/adamite/engines/deferred.py", "jax.interpreters.mlir"): "as above",
+    **{
+        ("src/adamite/engines/partitioned.py", f"jax.experimental.custom_partitioning.{name}"): "no other way to know"
+        for name in ("ArrayMapping", "CompoundFactor", "SdyShardingRule", "custom_partitioning")
+    },
     ("src/adamite/engines/pallas.py", "jax.experimental.pallas"): "kernels for TPUs are written in Pallas",
     ("src/adamite/engines/pallas.py", "jax.experimental.pallas.tpu"): "its part for TPUs",
     ("src/adamite/engines/writing.py", "jax.extend.core.ClosedJaxpr"): "a program is written down from a jaxpr",

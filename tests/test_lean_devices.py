@@ -11,7 +11,7 @@ from jax import P
 from jax.sharding import AxisType, NamedSharding
 
 import adamite
-from adamite.core import slices
+from adamite.engines import slices
 from bits import assert_same_bits
 from compilation import compiled
 

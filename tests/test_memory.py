@@ -15,6 +15,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 import adamite
 import adamite.__main__
 from adamite.__main__ import main
+from adamite.engines.library import library
 from adamite.memory import CHOSEN, SMALL
 from adamite.planning import decoder, layouts, sent
 
@@ -432,15 +433,71 @@ def test_which_engine_takes_which_leaf():
         }
     assert told == dict.fromkeys(("params['w']", "params['c']"), ("xla", "it was asked for"))
     assert all(leaf.engine == "" for leaf in adamite.memory_report(tx, params).leaves)
-    for slow in (optax.partition({"": tx}, ""), optax.adam(1e-3)):
-        report = adamite.memory_report(slow, params, engine="pallas")
-        assert {leaf.why_xla for leaf in report.leaves} == {"this optimizer has no step in one pass"}
-        assert str(report).splitlines()[0].endswith("engine  why XLA")
+    report = adamite.memory_report(optax.adam(1e-3), params, engine="pallas")
+    assert {leaf.why_xla for leaf in report.leaves} == {"it is stepped by a transformation that is not adamite's"}
+    assert str(report).splitlines()[0].endswith("engine  why XLA")
     whole = adamite.memory_report(adamite.stable_adamw(1e-3), params, engine="pallas").leaves
     assert {leaf.why_xla for leaf in whole} == {"its step needs the whole leaf"}
-    many = adamite.memory_report(tx, params, engine="pallas").leaves  # eight devices here
-    assert {leaf.why_xla for leaf in many} == {
-        "jit does not show on which of several devices it is: use Explicit axes, explicit_axes or shard_map"
-    }
     with pytest.raises(ValueError, match="engine must be one of 'auto', 'xla', 'pallas', 'native', got 'gpu'"):
         adamite.memory_report(tx, params, engine="gpu")
+
+
+INT8 = adamite.adamw(1e-3, moments="int8")
+AROUND = {
+    "partition": lambda tx: optax.partition({"a": tx, "b": optax.set_to_zero()}, {"frozen": "b", "w": "a"}),
+    "masked": lambda tx: optax.masked(tx, {"frozen": False, "w": True}),
+    "optax.chain": lambda tx: optax.chain(optax.clip_by_global_norm(1.0), tx),
+    "chain": lambda tx: adamite.chain(optax.clip_by_global_norm(1.0), tx),
+    "named_chain": lambda tx: optax.named_chain(("clip", optax.clip(1.0)), ("adam", tx)),
+    "MultiSteps": lambda tx: optax.MultiSteps(tx, 2).gradient_transformation(),
+    "apply_if_finite": lambda tx: optax.apply_if_finite(tx, 3),
+    "inject_hyperparams": lambda _: optax.inject_hyperparams(adamite.adamw, static_args="moments")(
+        1e-3, moments="int8"
+    ),
+    "skip_nonfinite": adamite.skip_nonfinite,
+    "accumulate": lambda tx: adamite.accumulate(tx, 2),
+    "with_ema": adamite.with_ema,
+    "cautious": adamite.cautious,
+}
+
+
+class TestEngines:
+    """Which engine takes which leaf: on meshes, and through wrappers."""
+
+    @staticmethod
+    def report(tx, shape=(512, 2048), engine="pallas", *, axes=None):
+        params = {"frozen": jax.ShapeDtypeStruct((3,), jnp.float32), "w": jax.ShapeDtypeStruct(shape, jnp.float32)}
+        shardings = None
+        if axes is not None:
+            mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(axes,) * 2)
+            shardings = {"frozen": NamedSharding(mesh, P()), "w": NamedSharding(mesh, P("data", "model"))}
+        leaves = adamite.memory_report(tx, params, shardings=shardings, engine=engine).leaves
+        return leaves[1].engine, leaves[1].why_xla
+
+    @pytest.mark.parametrize("wrapper", AROUND)
+    def test_through_wrappers(self, wrapper):
+        assert self.report(AROUND[wrapper](INT8)) == ("pallas", "")
+
+    def test_updates_that_are_optaxs_to_the_bit(self):
+        why = "by XLA its update has Optax's bits"
+        assert self.report(AROUND["masked"](adamite.adam(1e-3)), engine="auto")[0] == "xla"
+        if library():
+            assert self.report(AROUND["masked"](adamite.adam(1e-3)), engine="auto") == ("xla", why)
+            assert self.report(AROUND["masked"](INT8), engine="auto") == ("native", "")
+
+    @pytest.mark.parametrize("engine", ["pallas", "native"])
+    @pytest.mark.parametrize("axes", [AxisType.Auto, AxisType.Explicit])
+    def test_on_meshes(self, axes, engine):
+        if engine == "native" and library() is None:
+            assert self.report(INT8, engine="native", axes=axes)[1] == "adamite-native is not installed"
+            return
+        assert self.report(INT8, engine=engine, axes=axes) == (engine, "")
+        cut = self.report(INT8, (512, 256), engine, axes=axes)
+        why = "its last axis is cut into 2 parts, in which blocks of 256 are not whole"
+        assert cut == ((engine, "") if axes == AxisType.Auto else ("xla", why))
+
+    def test_for_tpus(self, monkeypatch):
+        monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+        assert self.report(INT8, engine="auto") == ("pallas", "")
+        assert self.report(INT8, engine="auto", axes=AxisType.Explicit) == ("pallas", "")
+        assert "adamite.sharding.placed" in self.report(INT8, engine="auto", axes=AxisType.Auto)[1]

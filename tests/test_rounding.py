@@ -1,5 +1,6 @@
 """Weights of 16 bits land where the rounding says, exactly; and what it says is right, exactly or on average."""
 
+import functools
 import re
 
 import jax
@@ -252,9 +253,10 @@ def gradients_of(steps, dtype, shape=(40, 130)):
 def run(tx, params, gradients):
     """The parameters and the state after all steps, and the full weights at each.
 
-    The sum is a program of its own: in one with `update`, a compiler may fuse the last product with it.
+    The sum is a program of its own: in one with `update`, a compiler may fuse the last product with it. XLA makes the
+    updates, for kernels round some operations otherwise.
     """
-    update, apply = jax.jit(tx.update), jax.jit(optax.apply_updates)
+    update, apply = jax.jit(functools.partial(tx.update, engine="xla")), jax.jit(optax.apply_updates)
     state, path = tx.init(params), []
     for g in gradients:
         updates, state = update(g, state, params)

@@ -38,7 +38,7 @@ def both(tx, engine="xla"):
     """A step by itself, and as optax takes it."""
 
     def plainly(grads, state, params):
-        updates, state = tx.update(grads, state, params)
+        updates, state = tx.update(grads, state, params, engine="xla")
         return optax.apply_updates(params, updates), state
 
     return jax.jit(functools.partial(tx.step, engine=engine)), jax.jit(plainly)

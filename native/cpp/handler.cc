@@ -1,9 +1,11 @@
 // The XLA custom call that steps a group of leaves, each in place or into other buffers.
 //
-// Arguments: for each kernel its operands, uint32, and any number more; then for each leaf the arrays that its kernel
-// reads. Results: for each leaf the arrays that its kernel writes. Attributes: `kernels`, names with commas between them;
-// and of each leaf `kernel` (an index into these), `number` (for random bits), `rows` and `columns` (the elements along
-// its last axis).
+// Arguments: the number of each leaf's first element, uint32; for each kernel its operands, uint32, and any number more;
+// then for each leaf the arrays that its kernel reads. Results: for each leaf the arrays that its kernel writes.
+// Attributes: `kernels`, names with commas between them; and of each leaf `kernel` (an index into these), `number` (for
+// random bits), `columns` (the elements along its last axis) and `axes` (how many axes lead to a row). Of each of these
+// axes `lengths` and `strides`: how many rows there are along it, and how many elements they are apart in the whole leaf,
+// of which this may be one device's part.
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -21,19 +23,31 @@ namespace ffi = xla::ffi;
 namespace adamite {
 namespace {
 
+constexpr int64_t kMostElements = int64_t{1} << 48;  // of a leaf
+constexpr int64_t kMaxAxes = 64;                     // that lead to a row
 constexpr int64_t kChunk = 128;  // blocks, 32768 elements: enough to be worth a thread, and every thread gets some
 
 struct Leaf {
   const Kernel* kernel;
   Function function;
   const uint32_t* scalars;
-  uint32_t number;
+  uint32_t number, origin;
   int64_t rows, columns;
+  ffi::Span<const int64_t> lengths, strides;
   const char* in[kMaxArrays];
   char* out[kMaxArrays];
 
   int64_t blocks_in_row() const { return (columns + kBlock - 1) / kBlock; }
   int64_t blocks() const { return rows * blocks_in_row(); }
+
+  // The number of a row's first element in the whole leaf, modulo 2^32.
+  uint32_t first_of(int64_t row) const {
+    uint32_t first = origin;
+    for (size_t axis = lengths.size(); axis-- > 0; row /= lengths[axis]) {
+      first += static_cast<uint32_t>(row % lengths[axis]) * static_cast<uint32_t>(strides[axis]);
+    }
+    return first;
+  }
 };
 
 // Blocks of a leaf.
@@ -79,7 +93,7 @@ void Step(const Range& range) {
     Call call;
     call.scalars = leaf.scalars;
     call.number = leaf.number;
-    call.base = static_cast<uint32_t>(element);
+    call.base = leaf.first_of(row) + static_cast<uint32_t>(column * kBlock);
     call.valid = kBlock;
     for (int k = 0; k < kernel.inputs; ++k) call.in[k] = leaf.in[k] + Offset(kernel.in[k], element, block);
     for (int k = 0; k < kernel.outputs; ++k) call.out[k] = leaf.out[k] + Offset(kernel.out[k], element, block);
@@ -130,15 +144,21 @@ std::string Fault(const ffi::AnyBuffer& buffer, const Array& array, const Leaf& 
 
 // The leaves that a call describes, or what is wrong with it.
 ffi::Error Read(const ffi::RemainingArgs& args, const ffi::RemainingRets& rets, std::string_view names,
-                ffi::Span<const int64_t> kernel, ffi::Span<const int64_t> number, ffi::Span<const int64_t> rows,
-                ffi::Span<const int64_t> columns, std::vector<Leaf>& leaves) {
+                ffi::Span<const int64_t> kernel, ffi::Span<const int64_t> number, ffi::Span<const int64_t> columns,
+                ffi::Span<const int64_t> axes, ffi::Span<const int64_t> lengths, ffi::Span<const int64_t> strides,
+                std::vector<Leaf>& leaves) {
   const size_t count = kernel.size();
-  if (number.size() != count || rows.size() != count || columns.size() != count) {
-    return Invalid("kernel, number, rows and columns must be as long as there are leaves");
+  if (number.size() != count || columns.size() != count || axes.size() != count) {
+    return Invalid("kernel, number, columns and axes must be as long as there are leaves");
   }
   std::vector<const Kernel*> known;
   std::vector<const uint32_t*> scalars;
-  size_t arg = 0, ret = 0;
+  size_t arg = 0, ret = 0, axis = 0;
+  auto origins = args.get<ffi::AnyBuffer>(arg);
+  if (arg++ >= args.size() || origins.has_error()) return Invalid("too few arguments");
+  if (origins->element_type() != ffi::DataType::U32 || origins->element_count() != count) {
+    return Invalid("the first argument must be a uint32 for each of " + std::to_string(count) + " leaves");
+  }
   while (!names.empty()) {
     const std::string_view name = names.substr(0, names.find(','));
     names.remove_prefix(std::min(names.size(), name.size() + 1));
@@ -159,13 +179,22 @@ ffi::Error Read(const ffi::RemainingArgs& args, const ffi::RemainingRets& rets, 
     if (kernel[k] < 0 || kernel[k] >= static_cast<int64_t>(known.size())) {
       return Invalid(which + "there is no kernel number " + std::to_string(kernel[k]));
     }
-    if (rows[k] < 1 || columns[k] < 1 || rows[k] > (int64_t{1} << 48) / columns[k]) {
-      return Invalid(which + "rows and columns must be positive, got " + std::to_string(rows[k]) + " and " +
-                     std::to_string(columns[k]));
+    if (axes[k] < 0 || axes[k] > kMaxAxes || axis + axes[k] > std::min(lengths.size(), strides.size())) {
+      return Invalid(which + "there are no lengths and strides of " + std::to_string(axes[k]) + " axes");
     }
+    const ffi::Span<const int64_t> its_lengths(lengths.begin() + axis, axes[k]);
+    const ffi::Span<const int64_t> its_strides(strides.begin() + axis, axes[k]);
+    axis += axes[k];
+    int64_t rows = 1;
+    if (columns[k] < 1 || columns[k] > kMostElements) rows = 0;
+    for (int64_t length : its_lengths) {
+      rows = length < 1 || rows == 0 || length > kMostElements / rows / columns[k] ? 0 : rows * length;
+    }
+    if (rows == 0) return Invalid(which + "lengths and columns must be positive, and their product at most 2^48");
     const Kernel* its = known[kernel[k]];
-    Leaf leaf{its, Functions()[its - kernels], scalars[kernel[k]], static_cast<uint32_t>(number[k]), rows[k],
-              columns[k], {}, {}};
+    Leaf leaf{its,         Functions()[its - kernels], scalars[kernel[k]], static_cast<uint32_t>(number[k]),
+              static_cast<const uint32_t*>(origins->untyped_data())[k], rows, columns[k], its_lengths, its_strides,
+              {},          {}};
     for (int j = 0; j < its->inputs; ++j, ++arg) {
       if (arg >= args.size()) return Invalid(which + "too few arguments");
       auto buffer = args.get<ffi::AnyBuffer>(arg);
@@ -182,13 +211,15 @@ ffi::Error Read(const ffi::RemainingArgs& args, const ffi::RemainingRets& rets, 
       if (!fault.empty()) return Invalid(which + "result " + std::to_string(j) + " " + fault);
       leaf.out[j] = static_cast<char*>((*buffer)->untyped_data());
     }
-    // Where no block ends before its row does, rows only cost time.
-    if (leaf.columns % kBlock == 0 || !its->by_rows) {
+    // Where no block ends before its row does, rows only cost time, if they lie behind one another in the whole leaf.
+    const bool in_order = axes[k] == 0 || (axes[k] == 1 && its_strides[0] == leaf.columns);
+    if (in_order && (leaf.columns % kBlock == 0 || !its->by_rows)) {
       leaf.columns *= leaf.rows;
       leaf.rows = 1;
     }
     leaves.push_back(leaf);
   }
+  if (axis != lengths.size() || axis != strides.size()) return Invalid("too many lengths or strides");
   if (arg != args.size()) return Invalid("too many arguments");
   if (ret != rets.size()) return Invalid("too many results");
   return ffi::Error::Success();
@@ -201,10 +232,12 @@ int64_t Threads(const ffi::ThreadPool& pool) {
 }
 
 ffi::Error StepLeaves(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets, std::string_view names,
-                      ffi::Span<const int64_t> kernel, ffi::Span<const int64_t> number, ffi::Span<const int64_t> rows,
-                      ffi::Span<const int64_t> columns) {
+                      ffi::Span<const int64_t> kernel, ffi::Span<const int64_t> number,
+                      ffi::Span<const int64_t> columns, ffi::Span<const int64_t> axes,
+                      ffi::Span<const int64_t> lengths, ffi::Span<const int64_t> strides) {
   std::vector<Leaf> leaves;
-  if (auto error = Read(args, rets, names, kernel, number, rows, columns, leaves); error.failure()) return error;
+  auto error = Read(args, rets, names, kernel, number, columns, axes, lengths, strides, leaves);
+  if (error.failure()) return error;
 
   std::vector<Range> ranges;
   std::vector<size_t> starts;  // of each chunk, among the ranges
@@ -243,5 +276,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(AdamiteStep, adamite::StepLeaves,
                                   .Attr<std::string_view>("kernels")
                                   .Attr<ffi::Span<const int64_t>>("kernel")
                                   .Attr<ffi::Span<const int64_t>>("number")
-                                  .Attr<ffi::Span<const int64_t>>("rows")
-                                  .Attr<ffi::Span<const int64_t>>("columns"));
+                                  .Attr<ffi::Span<const int64_t>>("columns")
+                                  .Attr<ffi::Span<const int64_t>>("axes")
+                                  .Attr<ffi::Span<const int64_t>>("lengths")
+                                  .Attr<ffi::Span<const int64_t>>("strides"));

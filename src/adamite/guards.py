@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adamite import checks
+from adamite import checks, engines
 from adamite.core.norms import norm
 from adamite.core.optimizer import Optimizer, as_optimizer, optimizer
 from adamite.core.ownership import owned
@@ -177,6 +177,11 @@ def _guard(tx: Any, spikes: Spikes | None, max_consecutive: Any, axis_name: Any)
         gave_up = state.gave_up if limit is None else state.gave_up | (consecutive >= limit)
         return good, SkipState(skipped, consecutive, gave_up, norms, state.inner)
 
+    def trial(updates: Any, state: Any, params: Any, extra_args: dict[str, Any]) -> tuple[optax.Updates, Any]:
+        """A step that is looked at only. XLA computes it within what looks at it, a kernel would write all of it."""
+        with engines.asking("xla"):
+            return inner.update(updates, state.inner, params, **extra_args)
+
     def check(updates: optax.Updates, state: Any) -> None:
         checks.differentiable(updates, "updates")
         if not isinstance(state, SkipState):
@@ -196,7 +201,7 @@ def _guard(tx: Any, spikes: Spikes | None, max_consecutive: Any, axis_name: Any)
         check(updates, state)
         loss = _mean_loss(extra_args, axes) if spikes and spikes.loss else None
         do = functools.partial(inner.update, updates, state.inner, params, **extra_args)
-        tried = do()
+        tried = trial(updates, state, params, extra_args)
         good, after = judged(updates, state, *tried, loss)
         again = do if is_traced(good) else lambda: tried
         new, kept = step_if(good, again, lambda: (no_updates(updates, tried[0]), state.inner), seldom_left_out=True)
@@ -205,7 +210,7 @@ def _guard(tx: Any, spikes: Spikes | None, max_consecutive: Any, axis_name: Any)
     def take(grads: Any, state: Any, params: Any, engine: str, extra_args: Any) -> tuple[optax.Params, SkipState]:
         check(grads, state)
         loss = _mean_loss(extra_args, axes) if spikes and spikes.loss else None
-        good, after = judged(grads, state, *inner.update(grads, state.inner, params, **extra_args), loss)
+        good, after = judged(grads, state, *trial(grads, state, params, extra_args), loss)
         do = functools.partial(inner.step, grads, state.inner, params, engine=engine, **extra_args)
         new, kept = params_if(good, do, lambda: (params, state.inner), grads, params)
         return new, after._replace(inner=kept)

@@ -16,7 +16,7 @@ from jax.tree_util import keystr
 
 from adamite import checks
 from adamite.convert import UNSIGNED
-from adamite.core.optimizer import engines
+from adamite.core.optimizer import engines_of
 from adamite.core.ownership import Owned
 from adamite.paths import leaves_with_path
 from adamite.sharding.layout import of_params, of_state
@@ -156,7 +156,8 @@ def memory_report(
     state = jax.eval_shape(tx.init, structure.unflatten(abstract))
     stored: list[list[tuple[Owned, Sharding | None]]] = [[] for _ in leaves]
     other = 0
-    for array, sharding in of_state(tx, state, abstract, structure, found):
+    kept = of_state(tx, state, abstract, structure, found)
+    for array, sharding in kept:
         if array.owner is None:
             other += _nbytes(array.array)
         else:
@@ -166,9 +167,16 @@ def memory_report(
     report = MemoryReport(tuple(map(_leaf_memory, paths, abstract, found, stored)), other, devices)
     if engine is None:
         return report
-    choices = engines(tx, state, structure.unflatten(abstract), engine)
+    # Types show shardings on Explicit axes only.
+    laid = structure.unflatten(map(_sharded, abstract, found))
+    laid_state = jax.tree.structure(state).unflatten(_sharded(array.array, sharding) for array, sharding in kept)
+    choices = engines_of(tx, laid_state, laid, engine)
     told = [leaf._replace(engine=e, why_xla=why) for leaf, (e, why) in zip(report.leaves, choices, strict=True)]
     return dataclasses.replace(report, leaves=tuple(told))
+
+
+def _sharded(x: Any, sharding: Sharding | None) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
 def _leaf_memory(

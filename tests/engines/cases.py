@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import adamite
-from adamite.core.tree_pass import Leafwise, Pass
+from adamite.core.tree_pass import Leafwise, TreePass
 from adamite.engines import Leaf
 
 QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -22,16 +22,16 @@ def tree(shapes: Any, seed: int = 0, dtype: Any = jnp.float32) -> list[jax.Array
 
 def by(kernel: Any, tx: Leafwise) -> Any:
     """The step of `tx` by a kernel's module; by XLA for None."""
-    run = Pass(tx.part)
+    run = TreePass(tx.part)
 
     def step(params: Any, state: Any, grads: Any) -> Any:
         if kernel is None:
-            return run.step(grads, state, params, "xla", like=grads)
+            return run.step(grads, state, params, "xla")
         scalars, columns = tx.part.begin(grads, state, params)
         rows = zip(grads, params, columns, strict=True)
-        leaves = [Leaf(i, g, p, stored, g.dtype) for i, (g, p, stored) in enumerate(rows)]
-        assert not any(kernel.why_not(run.fused, leaf) for leaf in leaves)
-        done = kernel.run(run.fused, scalars, leaves, interpret=True)
+        leaves = [Leaf(i, g, p, stored, run.rounded_to(run.to_weights, g, p)) for i, (g, p, stored) in enumerate(rows)]
+        assert not any(kernel.why_not(run.to_weights, leaf) for leaf in leaves)
+        done = kernel.run(run.to_weights, scalars, leaves, interpret=True)
         return [p for p, _ in done], tx.part.end(state, [stored for _, stored in done], jax.tree.structure(grads))
 
     return jax.jit(step, compiler_options=QUICKLY)

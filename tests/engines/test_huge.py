@@ -8,7 +8,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import adamite
-from adamite.engines import Leaf, tpu
+from adamite.engines import Leaf, pallas
 from adamite.engines.leaf_step import Place, first_of_row
 from adamite.engines.library import library
 from engines.cases import adamw, by
@@ -32,7 +32,7 @@ def test_a_step_has_types(shape, engine):
     assert types((new, then)) == types((params, state))
     if engine == "pallas":
         assert choices[0].engine == "pallas"
-        assert types(jax.eval_shape(by(tpu, tx), params, state, params)) == types((params, state))
+        assert types(jax.eval_shape(by(pallas, tx), params, state, params)) == types((params, state))
     elif engine == "native" and library():
         assert choices[0].engine == "native"
 
@@ -43,7 +43,7 @@ def test_numbers_of_elements_are_right_modulo_2_32(shape):
     rng = np.random.default_rng(0)
     part = tuple(max(1, n // 2) for n in shape[:-1]) + shape[-1:]
     for its, place in ((shape, None), (part, Place(shape, jnp.uint32(0)))):
-        leaf = Leaf(0, None, jax.ShapeDtypeStruct(its, jnp.float32), None, jnp.float32, place)
+        leaf = Leaf(0, jax.ShapeDtypeStruct(its, jnp.float32), None, None, jnp.float32, place)
         for _ in range(20):
             *leading, row = (int(rng.integers(n)) for n in its[:-1])
             lead = int(np.ravel_multi_index(leading, its[:-2])) if leading else 0

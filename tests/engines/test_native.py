@@ -17,8 +17,9 @@ import optax
 import pytest
 
 import adamite
-from adamite.core.tree_pass import Pass
+from adamite.core.tree_pass import TreePass
 from adamite.engines import Leaf, native
+from adamite.engines.choice import may_have_kernel
 from adamite.random_bits import element_index
 
 pytestmark = pytest.mark.few(1)
@@ -38,9 +39,14 @@ MORE_SHAPES = [
     (3, 5, 7),
     (2, 3, 11, 101),
 ]
-FEW = [(257,), (15, 300)]
+FEW = [(5000,), (15, 300)]
 
-WEIGHTS = [("float32", "float32", None), ("bfloat16", "bfloat16", None)] + [
+WEIGHTS = [
+    ("float32", "float32", None),
+    ("bfloat16", "bfloat16", None),
+    ("float32", "bfloat16", None),
+    ("bfloat16", "float32", None),
+] + [
     ("bfloat16", gradients, rounding)
     for rounding in ("nearest", "stochastic", "residual8", "residual16")
     for gradients in ("bfloat16", "float32")
@@ -49,38 +55,33 @@ WEIGHTS = [("float32", "float32", None), ("bfloat16", "bfloat16", None)] + [
 ADAMW = functools.partial(adamite.adamw, 1e-2, weight_decay=0.1)
 
 
-def leaves_of(tx, params, grads, state):
+def leaves_of(tx, params, grads, state, result="weights"):
+    """The step, what it takes once, the leaves, and the structure of their tree."""
+    run = TreePass(tx.part)
+    step = run.to_weights if result == "weights" else run.to_updates
     scalars, columns = tx.part.begin(grads, state, params)
     weights, structure = jax.tree.flatten(params)
     each = zip(jax.tree.leaves(grads), weights, columns, strict=True)
-    return scalars, [Leaf(number, g, p, stored, g.dtype) for number, (g, p, stored) in enumerate(each)], structure
+    leaves = [Leaf(number, g, p, stored, run.rounded_to(step, g, p)) for number, (g, p, stored) in enumerate(each)]
+    return step, scalars, leaves, structure
 
 
-def by_kernels(tx, params, grads, state):
+def by_kernels(tx, params, grads, state, result="weights"):
     """One step of the compiled kernels."""
-    step, (scalars, leaves, structure) = Pass(tx.part).fused, leaves_of(tx, params, grads, state)
+    step, scalars, leaves, structure = leaves_of(tx, params, grads, state, result)
     assert {native.why_not(step, scalars, leaf) for leaf in leaves} == {""}
-    weights, columns = zip(*native.run(step, scalars, leaves), strict=True)
-    return structure.unflatten(weights), tx.part.end(state, list(columns), structure)
+    first, columns = zip(*native.run(step, scalars, leaves), strict=True)
+    return structure.unflatten(first), tx.part.end(state, list(columns), structure)
 
 
-def by_xla(tx, params, grads, state):
-    """The same step, by XLA."""
-    step, (scalars, leaves, structure) = Pass(tx.part).fused.step, leaves_of(tx, params, grads, state)
+def by_xla(tx, params, grads, state, result="weights"):
+    """The same step, by XLA, operation by operation."""
+    step, scalars, leaves, structure = leaves_of(tx, params, grads, state, result)
     results = [
-        step(
-            scalars,
-            leaf.number,
-            functools.partial(element_index, leaf.g.shape),
-            leaf.g,
-            leaf.p,
-            leaf.stored,
-            leaf.dtype,
-        )
-        for leaf in leaves
+        step(scalars, leaf.number, functools.partial(element_index, leaf.g.shape), *leaf[1:5]) for leaf in leaves
     ]
-    weights, columns = zip(*results, strict=True)
-    return structure.unflatten(weights), tx.part.end(state, list(columns), structure)
+    first, columns = zip(*results, strict=True)
+    return structure.unflatten(first), tx.part.end(state, list(columns), structure)
 
 
 def normal(shapes, dtype, seed):
@@ -99,13 +100,17 @@ def assert_same_bits(one, other):
 
 
 def assert_like_xla(tx, shapes, dtype="float32", gradients="float32"):
-    """Two steps are XLA's operations one by one, to the bit."""
+    """Two steps, and an update, are XLA's operations one by one, to the bit."""
     params = normal(shapes, dtype, 0)
     ours = theirs = (params, tx.init(params))
     for seed in (1, 2):
         grads = normal(shapes, gradients, seed)
         ours, theirs = by_kernels(tx, ours[0], grads, ours[1]), by_xla(tx, theirs[0], grads, theirs[1])
     assert_same_bits(ours, theirs)
+    grads = normal(shapes, gradients, 3)
+    step, _, leaves, _ = leaves_of(tx, *ours[:1], grads, ours[1], "update")
+    if all(may_have_kernel("auto", step, leaf) for leaf in leaves):  # else XLA's, with Optax's bits
+        assert_same_bits(*(by(tx, ours[0], grads, ours[1], "update") for by in (by_kernels, by_xla)))
 
 
 @pytest.mark.parametrize("weights", WEIGHTS, ids=str)
@@ -290,8 +295,8 @@ def test_nobody_has_to_wait_for_a_step():
 
 def reason(tx, p, g=None):
     params, grads = [p], [p if g is None else g]
-    scalars, (leaf,), _ = leaves_of(tx, params, grads, tx.init(params))
-    return native.why_not(Pass(tx.part).fused, scalars, leaf)
+    step, scalars, (leaf,), _ = leaves_of(tx, params, grads, tx.init(params))
+    return native.why_not(step, scalars, leaf)
 
 
 def test_a_kernel_of_other_constants_is_not_taken(monkeypatch):
@@ -319,10 +324,9 @@ def test_what_has_no_kernel_says_why():
 def call(arguments, shapes, **attributes):
     assert native._refused() == ""
     name = next(iter(k for k, v in library.kernels().items() if any(_is_plain(of) for of in v["of"])))
-    given = dict(
-        kernels=name, kernel=np.zeros(1, np.int64), number=np.zeros(1, np.int64), rows=np.ones(1, np.int64),
-        columns=np.full(1, 8, np.int64),
-    ) | attributes  # fmt: skip
+    one = np.zeros(1, np.int64)
+    given = dict(kernels=name, kernel=one, number=one, columns=one + 8, axes=one, lengths=one[:0], strides=one[:0])
+    given |= attributes
     return jax.block_until_ready(jax.ffi.ffi_call(native.TARGET, shapes)(*arguments, **given))
 
 
@@ -330,21 +334,33 @@ def _is_plain(of):
     return of == "adamw, float32 moments, float32 weights, float32 gradients, rounding None"
 
 
+def of_axes(lengths):
+    return dict(axes=np.full(1, len(lengths)), lengths=np.array(lengths), strides=np.full(len(lengths), 8))
+
+
 def test_bad_calls_are_refused():
-    eight, operands = jnp.ones(8), jnp.zeros(10, jnp.uint32)
-    good, results = [operands, *[eight] * 4], [jax.ShapeDtypeStruct((8,), jnp.float32)] * 3
+    eight, operands, origin = jnp.ones(8), jnp.zeros(10, jnp.uint32), jnp.zeros(1, jnp.uint32)
+    good, results = [origin, operands, *[eight] * 4], [jax.ShapeDtypeStruct((8,), jnp.float32)] * 3
     call(good, results)
+    call(good, results, axes=np.full(1, 1), lengths=np.full(1, 2), strides=np.full(1, 100), columns=np.full(1, 4))
     bad = [
         ("there is no kernel nonsense", good, results, dict(kernels="nonsense")),
         ("there is no kernel number 1", good, results, dict(kernel=np.ones(1, np.int64))),
         ("there is no kernel number -1", good, results, dict(kernel=-np.ones(1, np.int64))),
         ("as long as there are leaves", good, results, dict(number=np.zeros(2, np.int64))),
-        ("must be positive", good, results, dict(rows=np.zeros(1, np.int64))),
-        ("must be positive", good, results, dict(rows=np.full(1, 2**62), columns=np.full(1, 2**62))),
-        ("8 elements instead of 16", good, results, dict(rows=np.full(1, 2))),
-        ("another dtype", [operands, *[eight.astype(jnp.int32)] * 4], results, {}),
-        ("needs 10 operands, uint32", [operands[:9], *[eight] * 4], results, {}),
-        ("needs 10 operands, uint32", [eight, *[eight] * 4], results, {}),
+        ("must be positive", good, results, dict(columns=np.zeros(1, np.int64))),
+        ("must be positive", good, results, of_axes([0])),
+        ("at most 2\\^48", good, results, of_axes([2**62]) | dict(columns=np.full(1, 2**62))),
+        ("at most 2\\^48", good, results, of_axes([2**30, 2**30])),
+        ("no lengths and strides of 1 axes", good, results, dict(axes=np.full(1, 1))),
+        ("no lengths and strides of -1 axes", good, results, dict(axes=np.full(1, -1))),
+        ("too many lengths", good, results, dict(lengths=np.full(1, 1))),
+        ("8 elements instead of 16", good, results, of_axes([2])),
+        ("a uint32 for each of 1 leaves", [operands, *good[1:]], results, {}),
+        ("a uint32 for each of 1 leaves", [jnp.zeros(1), *good[1:]], results, {}),
+        ("another dtype", [origin, operands, *[eight.astype(jnp.int32)] * 4], results, {}),
+        ("needs 10 operands, uint32", [origin, operands[:9], *[eight] * 4], results, {}),
+        ("needs 10 operands, uint32", [origin, eight, *[eight] * 4], results, {}),
         ("too few arguments", good[:-1], results, {}),
         ("too many arguments", [*good, eight], results, {}),
         ("too few results", good, results[:-1], {}),

@@ -1,4 +1,4 @@
-"""Which steps have kernels: rules x moments x weights."""
+"""Which steps have kernels: rules x moments x weights x what a step ends with."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import adamite
-from adamite.core.tree_pass import Pass
+from adamite.core.tree_pass import TreePass
 from adamite.engines.leaf_step import Leaf
 from adamite.engines.program import program
 from adamite.engines.writing import Program
@@ -73,7 +73,9 @@ MOMENTS = ("float32", "bfloat16", "int8")
 
 WEIGHTS = (
     ("float32", "float32", None),
+    ("float32", "bfloat16", None),
     ("bfloat16", "bfloat16", None),
+    ("bfloat16", "float32", None),
     *(("bfloat16", g, rounding) for rounding in adamite.rounding.NAMES for g in ("bfloat16", "float32")),
 )
 """Dtypes of weights and gradients, and the rounding."""
@@ -87,11 +89,13 @@ class Step(NamedTuple):
     weights: str
     gradients: str
     rounding: str | None
+    result: str = "weights"
+    """What the step ends with: "weights" or "update"."""
 
     def __str__(self) -> str:
         return (
             f"{self.recipe}, {self.moments} moments, {self.weights} weights, {self.gradients} gradients, "
-            f"rounding {self.rounding}"
+            f"rounding {self.rounding}{', update' if self.result == 'update' else ''}"
         )
 
     def program(self, variation: int = 0) -> Program:
@@ -99,13 +103,22 @@ class Step(NamedTuple):
         tx = RECIPES[self.recipe](variation, moments=self.moments, rounding=self.rounding)
         params, updates = {"leaf": jnp.zeros(SHAPE, self.weights)}, {"leaf": jnp.zeros(SHAPE, self.gradients)}
         scalars, (stored,) = tx.part.begin(updates, tx.init(params), params)
-        leaf = Leaf(0, updates["leaf"], params["leaf"], stored, jnp.dtype(self.gradients))
-        return program(Pass(tx.part).fused, scalars, leaf)
+        run = TreePass(tx.part)
+        step = run.to_updates if self.result == "update" else run.to_weights
+        g, p = updates["leaf"], params["leaf"]
+        return program(step, scalars, Leaf(0, g, p, stored, run.rounded_to(step, g, p)))
 
 
 def steps() -> list[Step]:
-    """All kinds."""
-    return [Step(recipe, moments, *how) for recipe in RECIPES for moments in MOMENTS for how in WEIGHTS]
+    """All kinds. Updates that are float32 throughout are XLA's."""
+    return [
+        Step(recipe, moments, *how, result)
+        for recipe in RECIPES
+        for moments in MOMENTS
+        for how in WEIGHTS
+        for result in ("weights", "update")
+        if result == "weights" or (moments, *how[:2]) != ("float32",) * 3
+    ]
 
 
 def kernels(only: str = "") -> list[Kernel]:

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from adamite import checks
+from adamite import checks, engines
 from adamite.core.optimizer import Optimizer, optimizer
 from adamite.core.part import compose
 from adamite.core.placement import settle
 from adamite.core.rounding_part import full_weights, round_weights, rounds_weights
-from adamite.core.tree_pass import Leafwise, Pass, leafwise
+from adamite.core.tree_pass import Leafwise, TreePass, leafwise
 from adamite.identity import described
 from adamite.numerics import cast, is_none, update_dtype, wide_dtype, widen
 
@@ -91,7 +91,7 @@ class Stage(NamedTuple):
     txs: Sequence[optax.GradientTransformation]
     run: Callable[..., tuple[optax.Updates, Any]]
     """``run(updates, states, params, extra_args) -> (updates, states)``"""
-    one_pass: Pass | None
+    one_pass: TreePass | None
     """What runs them if they are parts; None: they are transformations of any kind, one after the other."""
 
 
@@ -126,8 +126,9 @@ def _in_stages(parts: Sequence[optax.GradientTransformation]) -> Optimizer:
     def take(grads: Any, state: Any, params: Any, engine: str, extra_args: Any) -> tuple[optax.Params, Any]:
         """As `update`, but the last pass ends with the weights."""
         checks.differentiable(grads, "updates")
-        updates, done, states = through(grads, checks.states(state, len(parts)), params, extra_args)
-        params, states = one_pass.step(_wide(updates), states, params, engine, _like(updates, grads, params))
+        with engines.asking(engine):
+            updates, done, states = through(grads, checks.states(state, len(parts)), params, extra_args)
+        params, states = one_pass.step(_wide(updates), states, params, engine, like=_like(updates, grads, params))
         return params, (*done, *states)
 
     return optimizer(init, update, take)
@@ -137,8 +138,12 @@ def _stage(txs: Sequence[Any]) -> Stage:
     if not isinstance(txs[0], Leafwise):
         run = optax.chain(*txs).update
         return Stage(txs, lambda updates, states, params, extra: run(_wide(updates), states, params, **extra), None)
-    one_pass = Pass(compose([tx.part for tx in txs]), rounded=False)
-    return Stage(txs, lambda updates, states, params, _: one_pass.update(updates, states, params), one_pass)
+    one_pass = TreePass(compose([tx.part for tx in txs]), rounded=False)
+
+    def by_engine(updates: Any, states: Any, params: Any, extra: dict[str, Any]) -> tuple[Any, Any]:
+        return one_pass.update(updates, states, params, extra.get("engine"))
+
+    return Stage(txs, by_engine, one_pass)
 
 
 def _of_full_weights(tx: optax.GradientTransformation, params: optax.Params) -> Any:

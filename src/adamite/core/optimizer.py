@@ -10,12 +10,13 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import optax
+from jax.tree_util import keystr
 
 from adamite import checks
-from adamite.engines import ENGINES, recorded, unwanted
+from adamite.engines import ENGINES, asking, moved, recorded
 from adamite.numerics import is_none
+from adamite.paths import leaves_with_path
 
 Params = TypeVar("Params")
 
@@ -82,9 +83,10 @@ class Optimizer(optax.GradientTransformationExtraArgs):
         if params is None:
             raise TypeError("params must be the tree of parameters, got None: call step(grads, state, params)")
         weights: Any = params  # any tree, of which Optax's types know some
-        if self.take is not None and not unwanted(engine):
+        if self.take is not None:
             return self.take(grads, state, weights, engine, extra_args)
-        updates, state = self.update(grads, state, weights, **extra_args)
+        with asking(engine):
+            updates, state = self.update(grads, state, weights, **extra_args)
         return apply_updates(weights, updates), state
 
 
@@ -95,7 +97,9 @@ def optimizer(init: Any, update: Any, take: Take | None = None) -> Optimizer:
     return tx
 
 
-def engines(tx: optax.GradientTransformation, state: Any, params: optax.Params, engine: str) -> list[tuple[str, str]]:
+def engines_of(
+    tx: optax.GradientTransformation, state: Any, params: optax.Params, engine: str
+) -> list[tuple[str, str]]:
     """The engine of each parameter in a jitted step, and why it is XLA where it is.
 
     Args:
@@ -106,11 +110,13 @@ def engines(tx: optax.GradientTransformation, state: Any, params: optax.Params, 
     """
     engine = checks.one_of("engine", engine, ENGINES)
     step = functools.partial(as_optimizer(tx).step, engine=engine)
-    with recorded() as choices:
+    leaves = {keystr(path): p for path, p in leaves_with_path(params)}
+    with recorded({path: getattr(p, "sharding", None) for path, p in leaves.items()}) as choices:
         jax.eval_shape(step, params, state, params)
-    found = {choice.number: (choice.engine, choice.why) for choice in choices}
-    why = unwanted(engine) or "this optimizer has no step in one pass"
-    return [found.get(number, ("xla", why)) for number in range(len(jax.tree.leaves(params)))]
+    by_kernel = {path: (name, why) for path, name, why in choices if name != "xla"}
+    by_xla = {path: (name, why) for path, name, why in reversed(choices) if name == "xla"}
+    why = "it was asked for" if engine == "xla" else "it is stepped by a transformation that is not adamite's"
+    return [by_kernel.get(path) or by_xla.get(path) or ("xla", why) for path in leaves]
 
 
 def as_optimizer(tx: optax.GradientTransformation) -> Optimizer:
@@ -121,8 +127,3 @@ def as_optimizer(tx: optax.GradientTransformation) -> Optimizer:
 def apply_updates(params: Any, updates: Any) -> Any:
     """`optax.apply_updates`, in which a parameter without an update stays."""
     return jax.tree.map(lambda u, p: p if u is None else moved(p, u), updates, params, is_leaf=is_none)
-
-
-def moved(p: Any, u: jax.Array) -> Any:
-    """A parameter after its update."""
-    return None if p is None else jnp.asarray(p + u).astype(jnp.asarray(p).dtype)

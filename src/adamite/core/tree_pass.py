@@ -1,34 +1,26 @@
-"""Running parts over a tree, leaf by leaf in one pass: a large leaf slice by slice (see `slices`), or in a kernel.
+"""One pass of a part over a tree: the trees are opened, each leaf is stepped by an engine, the trees are closed.
 
-An update ends with the update of each leaf. A whole step ends with its weights, so that an engine can do all of it at
-once: such leaves go to `adamite.engines`, the others are updated as ever.
+A pass ends with the update of each leaf, or with its weights. In both cases `adamite.engines` decides which engine
+steps which leaf.
 """
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.tree_util import keystr
 
 from adamite import checks, engines
 from adamite.core.matching import counterparts
-from adamite.core.optimizer import Optimizer, moved
+from adamite.core.optimizer import Optimizer
 from adamite.core.part import Part
 from adamite.core.placement import settle
-from adamite.engines import Fused, Leaf
-from adamite.engines.products import round_products
-from adamite.engines.slices import cut, sweep
-from adamite.numerics import as_array, cast, is_none, is_traced, update_dtype, wide_dtype, widen
-from adamite.random_bits import element_index, fold, random_bits
-
-SLICED = 2**12
-"""Smaller leaves are stepped whole."""
-
-EAGER_STEPS = 4
-"""Programs of eager steps by kernels, at most. A schedule that returns Python numbers needs one for each number."""
+from adamite.engines import Leaf, LeafStep
+from adamite.numerics import as_array, is_none, update_dtype, wide_dtype, widen
+from adamite.paths import leaves_with_path
+from adamite.random_bits import fold, random_bits
 
 
 class Leafwise(Optimizer):
@@ -39,180 +31,116 @@ class Leafwise(Optimizer):
 
 def leafwise(part: Part) -> Leafwise:
     """The gradient transformation that runs `part`. Updates have the dtypes of `numerics.update_dtype`."""
-    run = Pass(part)
+    run = TreePass(part)
 
     def init(params: optax.Params) -> Any:
         return settle(part.init(params), params)
 
     def update(
-        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        *,
+        engine: str | None = None,
+        **extra_args: Any,
     ) -> tuple[optax.Updates, Any]:
         del extra_args
-        return run.update(updates, state, params)
+        return run.update(updates, state, params, engine)
 
     tx = Leafwise(init, update)
     tx.part = part
-    tx.take = lambda grads, state, params, engine, _: run.step(grads, state, params, engine, like=grads)
+    tx.take = lambda grads, state, params, engine, _: run.step(grads, state, params, engine)
     return tx
 
 
-class Row(NamedTuple):
-    """What stands at one leaf of the updates."""
-
-    g: Any
-    p: Any
-    stored: Any
-
-
-class Pass:
+class TreePass:
     """A part, run over a tree."""
 
     def __init__(self, part: Part, *, rounded: bool = True) -> None:
-        """Of `part`; with updates that are rounded once, to `numerics.update_dtype`, or not below float32."""
+        """Of `part`; updates are rounded once, to `numerics.update_dtype`, or not below float32."""
         self.part = part
         self.rounded = rounded and part.weights is None
-        self.update_leaf = _placed(self._update_leaf) if part.in_slices else self._update_leaf
-        self.fused = Fused(self._step_tile, part.block)
-        self.eager_steps: dict[Any, Callable[[list[jax.Array]], Any]] = {}
+        self.to_updates, self.to_weights = (
+            LeafStep(
+                self._update_leaf,
+                ends_with_weights=ends_with_weights,
+                block=part.block,
+                in_slices=part.in_slices,
+                few_bits=part.few_bits,
+                elementwise=part.elementwise,
+                constant=not _closes_over_arrays(part),
+            )
+            for ends_with_weights in (False, True)
+        )
 
     def __reduce__(self) -> Any:
         """It is sent to another process without what was compiled in this one."""
-        return _pass, (self.part, self.rounded)
+        return _tree_pass, (self.part, self.rounded)
 
-    @functools.cached_property
-    def traced_once(self) -> Callable[..., Any]:
-        """`update_leaf`, traced once for all leaves of a shape."""
-        return jax.jit(self.update_leaf)
-
-    @functools.cached_property
-    def constant(self) -> bool:
-        """Whether the part is the same at each step, so that what is compiled for it is used again."""
-        return not _closes_over_arrays(self.part)
-
-    def update(self, updates: optax.Updates, state: Any, params: optax.Params | None) -> tuple[optax.Updates, Any]:
-        """``(updates, state)``."""
-        scalars, rows, structure = self._opened(updates, state, params)
-        results = self._updated(scalars, dict(enumerate(rows)))
-        return self._closed(state, structure, [results[number] for number in range(len(rows))])
+    def update(
+        self, updates: optax.Updates, state: Any, params: optax.Params | None, engine: str | None = None
+    ) -> tuple[optax.Updates, Any]:
+        """``(updates, state)``; `engine` is one of `adamite.engines.ENGINES`, None: the one that is asked for here."""
+        engine = engines.asked() if engine is None else checks.one_of("engine", engine, engines.ENGINES)
+        return self._run(self.to_updates, updates, state, params, engine, updates)
 
     def step(
-        self, updates: optax.Updates, state: Any, params: optax.Params, engine: str, like: optax.Updates
+        self, updates: optax.Updates, state: Any, params: optax.Params, engine: str, like: optax.Updates | None = None
     ) -> tuple[optax.Params, Any]:
-        """``(params, state)``: each leaf by an engine that can take it. Updates are rounded as the leaves of `like`."""
-        scalars, rows, structure = self._opened(updates, state, params)
-        results: dict[int, Any] = {number: (row.p, row.stored) for number, row in enumerate(rows)}
-        by_engine: dict[str, list[Leaf]] = {}
-        for number, (row, g) in enumerate(zip(rows, jax.tree.leaves(like, is_leaf=is_none), strict=True)):
-            if row.g is not None:
-                leaf = Leaf(number, as_array(row.g), as_array(row.p), row.stored, update_dtype(g, row.p))
-                by_engine.setdefault(
-                    engines.choose(engine, self.fused, scalars, leaf, self.part.elementwise), []
-                ).append(leaf)
-        by_xla = {leaf.number: leaf for leaf in by_engine.pop("xla", ())}
-        for number, (u, stored) in self._updated(scalars, {number: rows[number] for number in by_xla}).items():
-            results[number] = moved(rows[number].p, self._rounded(u, by_xla[number].dtype)), stored
-        for name, leaves in by_engine.items():
-            done = self._taken(name, scalars, leaves)
-            results |= {leaf.number: result for leaf, result in zip(leaves, done, strict=True)}
-        return self._closed(state, structure, [results[number] for number in range(len(rows))])
+        """``(params, state)``. Updates are rounded as those of the gradients `like` are; None: as their own."""
+        return self._run(self.to_weights, updates, state, params, engine, updates if like is None else like)
 
-    def _opened(self, updates: Any, state: Any, params: Any) -> tuple[Any, list[Row], Any]:
+    def _run(self, step: LeafStep, updates: Any, state: Any, params: Any, engine: str, like: Any) -> tuple[Any, Any]:
+        # Open.
         scalars, columns = self.part.begin(updates, state, params)
         checks.differentiable(updates, "updates")
-        leaves, structure = jax.tree.flatten(updates, is_leaf=is_none)
-        weights = [None] * len(leaves) if params is None else counterparts(updates, params, "params")
-        return scalars, [Row(*row) for row in zip(leaves, weights, columns, strict=True)], structure
-
-    def _closed(self, state: Any, structure: Any, results: Sequence[Any]) -> tuple[Any, Any]:
+        gradients, structure = jax.tree.flatten(updates, is_leaf=is_none)
+        weights = [None] * len(gradients) if params is None else counterparts(updates, params, "params")
+        # Step each leaf. Where there is no gradient, a parameter and its moments stay.
+        results: list[Any] = list(zip(weights if step.ends_with_weights else gradients, columns, strict=True))
+        told = engines.told_shardings()
+        rows = zip(gradients, weights, columns, jax.tree.leaves(like, is_leaf=is_none), _paths(updates), strict=True)
+        leaves = [
+            Leaf(
+                number,
+                as_array(g),
+                None if p is None else as_array(p),
+                stored,
+                self.rounded_to(step, g_like, p),
+                sharding=None if told is None else told.get(path),
+                path=path,
+            )
+            for number, (g, p, stored, g_like, path) in enumerate(rows)
+            if g is not None
+        ]
+        for leaf, result in zip(leaves, engines.run(engine, step, scalars, leaves), strict=True):
+            results[leaf.number] = result
+        # Close.
         new = self.part.end(state, [stored for _, stored in results], structure)
         return structure.unflatten([first for first, _ in results]), new
 
-    def _updated(self, scalars: Any, rows: dict[int, Row]) -> dict[int, Any]:
-        """The update of each leaf by its number, and what the state then holds for it."""
-        whole = [row.g for row in rows.values()]
-        worth_it = _worth_tracing_once(whole) if _traced(rows) else self.constant
-        one = self.traced_once if self.part.in_slices or worth_it else self.update_leaf
-        turn, results = _first_turn(scalars) if self.part.in_slices else None, {}
-        for number, (g, p, stored) in rows.items():
-            if g is not None:
-                turn, g, stored = one(scalars, number, turn, as_array(g), None if p is None else as_array(p), stored)
-            results[number] = g, stored
-        return results
-
-    def _taken(self, name: str, scalars: Any, leaves: list[Leaf]) -> list[tuple[jax.Array, Any]]:
-        """The weights of each leaf by a kernel, and what the state then holds for it. Eager steps are jitted."""
-        traced = _traced((scalars, leaves))
-        if traced or not self.constant or any(leaf.p.sharding.num_devices > 1 for leaf in leaves):
-            return engines.take(name, self.fused, scalars, leaves)  # jit would hide how a leaf is spread
-        arrays, put = engines.split((scalars, leaves))
-        values, structure = jax.tree.flatten((scalars, leaves))
-        key = name, structure, tuple(x for x in values if not isinstance(x, jax.Array))
-        if key not in self.eager_steps:
-            if len(self.eager_steps) == EAGER_STEPS:
-                return engines.take(name, self.fused, scalars, leaves)
-            self.eager_steps[key] = jax.jit(lambda arrays: engines.take(name, self.fused, *put(arrays)))
-        return self.eager_steps[key](arrays)
-
-    def _update_leaf(self, scalars: Any, number: Any, turn: Any, g: Any, p: Any, stored: Any) -> tuple[Any, Any, Any]:
-        def step(read: Any, written: Any, index: Callable[[], jax.Array]) -> tuple[jax.Array, Any]:
-            g, p = read
-            one = self._step_alike if self.part.few_bits(stored) else self._step
-            u, new = one(scalars, number, index, g, p, written)
-            return cast(u, dtype), new
-
+    def rounded_to(self, step: LeafStep, g: Any, p: Any) -> Any:
+        """The dtype that the update of a leaf is rounded to."""
         dtype = update_dtype(g, p)
-        dtype = dtype if self.rounded else wide_dtype(dtype)
-        if not self.part.in_slices or g.size < SLICED:
-            return turn, *step((g, p), stored, lambda: element_index(g.shape))
-        blank = jnp.full_like(g, turn, dtype)
-        return sweep(cut(g.shape, self.part.block, jax.device_count()), step, turn, (g, p), stored, blank)
+        exact = self.part.weights is not None or not (self.rounded or step.ends_with_weights)
+        return wide_dtype(dtype) if exact else dtype
 
-    def _step_tile(
-        self, scalars: Any, number: Any, index: Any, g: Any, p: Any, stored: Any, dtype: Any
+    def _update_leaf(
+        self, scalars: Any, number: Any, index: Callable[[], jax.Array], g: Any, p: Any, stored: Any
     ) -> tuple[jax.Array, Any]:
-        u, new = self._step(scalars, number, index, g, p, stored)
-        return moved(p, self._rounded(u, dtype)), new
-
-    def _rounded(self, u: jax.Array, dtype: Any) -> jax.Array:
-        """An update as it is added to weights."""
-        return u if self.part.weights else cast(u, dtype)
-
-    def _step_alike(self, scalars: Any, number: Any, index: Any, *leaf: Any) -> tuple[jax.Array, Any]:
-        """As `_step`, with the same bits in every program of XLA's."""
-        step = round_products(lambda scalars, number, index, *leaf: self._step(scalars, number, lambda: index, *leaf))
-        return step(scalars, number, index(), *leaf)
-
-    def _step(self, scalars: Any, number: Any, index: Any, g: Any, p: Any, stored: Any) -> tuple[jax.Array, Any]:
         p = widen(p) if p is not None and self.part.weights is None else p
         return self.part.step(scalars, widen(g), p, stored, lambda key: random_bits(fold(key, number), index()))
 
 
-def _placed(one: Callable[..., Any]) -> Callable[..., Any]:
-    """`one` for explicit meshes, too, whose types know no blocks: results are sharded as what they replace."""
-
-    def placed(scalars: Any, number: Any, turn: Any, g: Any, p: Any, stored: Any) -> Any:
-        mesh = jax.typeof(g).sharding.mesh
-        if AxisType.Explicit not in mesh.axis_types:
-            return one(scalars, number, turn, g, p, stored)
-        shardings = jax.tree.map(lambda x: jax.typeof(x).sharding, (g, stored))
-        auto: Any = jax.sharding.auto_axes(one, out_sharding=(NamedSharding(mesh, PartitionSpec()), *shardings))
-        return auto(scalars, number, turn, g, p, stored)
-
-    return placed
+def _paths(updates: Any) -> list[str]:
+    """The path of each leaf, None being one, where anybody wants to know them: else ""."""
+    if engines.told_shardings() is None and not engines.is_recording():
+        return [""] * len(jax.tree.leaves(updates, is_leaf=is_none))
+    return [keystr(path) for path, _ in leaves_with_path(updates, is_leaf=is_none)]
 
 
-def _first_turn(scalars: Any) -> jax.Array:
-    """A number >= 0 that the compiler does not know: part of any number that is computed at each step."""
-    computed = [x for x in jax.tree.leaves(scalars) if isinstance(x, jax.Array)]
-    return computed[0].astype(jnp.int32) & 0x7FFFFFFF if computed else jnp.int32(0)
-
-
-def _pass(part: Part, rounded: bool) -> Pass:
-    return Pass(part, rounded=rounded)
-
-
-def _traced(tree: Any) -> bool:
-    return any(is_traced(x) for x in jax.tree.leaves(tree))
+def _tree_pass(part: Part, rounded: bool) -> TreePass:
+    return TreePass(part, rounded=rounded)
 
 
 def _closes_over_arrays(value: Any, seen: set[int] | None = None) -> bool:
@@ -232,9 +160,3 @@ def _closes_over_arrays(value: Any, seen: set[int] | None = None) -> bool:
         return any(_closes_over_arrays(x, seen) for x in value)
     cells = getattr(value, "__closure__", None) or ()
     return isinstance(value, jax.Array) or any(_closes_over_arrays(x.cell_contents, seen) for x in cells)
-
-
-def _worth_tracing_once(leaves: list[Any]) -> bool:
-    """Whether a jitted step, which is traced once a shape, spares tracing: where a shape recurs under jit."""
-    leaves = [g for g in leaves if g is not None]
-    return any(is_traced(g) for g in leaves) and len({jnp.shape(g) for g in leaves}) < len(leaves)

@@ -1,169 +1,198 @@
-"""Which engine takes which leaf, and why.
+"""Which engine steps which leaf, and why.
 
-    xla       XLA, which fuses what it can: update, then the sum. It takes every leaf.
+    xla       XLA, which fuses what it can. It takes every leaf.
     pallas    a kernel for TPUs. On CPUs it is interpreted, which only tests want.
     native    a library for CPUs, the distribution adamite-native.
     auto      on a CPU native, where it is installed; on a TPU pallas, where it moves fewer bytes than XLA; else xla.
+              Updates of leaves that are float32 throughout are XLA's, for they have Optax's bits.
 
-What an engine cannot take falls to xla, and is told: `adamite.memory_report` lists every leaf.
+The platform is that for which a step is compiled. What an engine cannot take falls back to XLA, and is reported:
+`adamite.memory_report` lists every leaf.
 """
 
 import contextlib
 import contextvars
-import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import AxisType
 
 from adamite.engines import sharded
-from adamite.engines.leaf_step import Fused, Leaf, split
+from adamite.engines.leaf_step import Leaf, LeafStep
 from adamite.engines.library import library
 from adamite.numerics import is_traced
-from adamite.random_bits import element_index
 
 ENGINES = ("auto", "xla", "pallas", "native")
+
+
+_asked: contextvars.ContextVar[str] = contextvars.ContextVar("adamite_engine", default="auto")
+
+
+@contextlib.contextmanager
+def asking(engine: str) -> Iterator[None]:
+    """Ask for an engine in all updates inside that do not ask for another one."""
+    token = _asked.set(engine)
+    try:
+        yield
+    finally:
+        _asked.reset(token)
+
+
+def asked() -> str:
+    """The engine that is asked for here."""
+    return _asked.get()
 
 
 class Choice(NamedTuple):
     """What was chosen for a leaf."""
 
-    number: int
+    path: str
+    """The leaf's path in its tree, as `jax.tree_util.keystr` writes it."""
     engine: str
     why: str
     """Why it is XLA; "" where it is a kernel."""
 
 
-_record: contextvars.ContextVar[list[Choice] | None] = contextvars.ContextVar("adamite_choices", default=None)
+class Recorder(NamedTuple):
+    """What is chosen, where arrays are sharded so."""
+
+    choices: list[Choice]
+    shardings: Mapping[str, Any]
+    """Those of leaves that jit does not show, by their paths."""
+
+
+_recorder: contextvars.ContextVar[Recorder | None] = contextvars.ContextVar("adamite_choices", default=None)
 
 
 @contextlib.contextmanager
-def recorded() -> Iterator[list[Choice]]:
-    """Collects what is chosen while steps are traced inside."""
-    choices: list[Choice] = []
-    token = _record.set(choices)
+def recorded(shardings: Mapping[str, Any] | None = None) -> Iterator[list[Choice]]:
+    """Collect what is chosen while steps are traced inside, for this host's platform.
+
+    Args:
+        shardings: those of leaves that jit does not show, by their paths. A leaf that is not in it is on one device.
+    """
+    recorder = Recorder([], shardings or {})
+    token = _recorder.set(recorder)
     try:
-        yield choices
+        yield recorder.choices
     finally:
-        _record.reset(token)
+        _recorder.reset(token)
 
 
-def unwanted(engine: str) -> str:
-    """Why no kernel is asked for, on this machine; "" if one is."""
-    if _asked(engine) != "xla":
-        return ""
-    if engine == "xla":
+def is_recording() -> bool:
+    """Whether anybody wants to know what is chosen."""
+    return _recorder.get() is not None
+
+
+def record(asked: str, step: LeafStep, scalars: Any, leaves: list[Leaf]) -> None:
+    """Note what is chosen for these leaves, where anybody wants to know."""
+    recorder = _recorder.get()
+    if recorder is not None:
+        for leaf in leaves:
+            chosen = choose(asked, platform_of(leaf), step, scalars, leaf, recorder.shardings.get(leaf.path))
+            recorder.choices.append(Choice(leaf.path, *chosen))
+
+
+def platform_of(leaf: Leaf) -> str:
+    """That of the leaf's device; of the host's first device, if the leaf is traced."""
+    return jax.default_backend() if is_traced(leaf.g) else next(iter(leaf.g.devices())).platform
+
+
+def may_have_kernel(asked: str, step: LeafStep, leaf: Leaf) -> bool:
+    """Whether a kernel of any platform may take the leaf."""
+    return asked != "xla" and step.elementwise and not (asked == "auto" and _has_optax_bits(step, leaf))
+
+
+def choose(
+    asked: str, platform: str, step: LeafStep, scalars: Any, leaf: Leaf, sharding: Any = None
+) -> tuple[str, str]:
+    """The engine that takes a leaf, and why it is XLA, "" where it is not.
+
+    Args:
+        asked: one of `ENGINES`.
+        platform: "cpu", "tpu", "gpu" or another one of JAX's.
+        step: what is done.
+        scalars: what it takes once.
+        leaf: the leaf.
+        sharding: that of the leaf, if jit does not show it and it is on several devices.
+    """
+    engine = asked if asked != "auto" else {"cpu": "native", "tpu": "pallas"}.get(platform, "xla")
+    why = _why_not(asked, engine, platform, step, scalars, leaf, sharding)
+    return ("xla", why) if why else (engine, "")
+
+
+def _why_not(asked: str, engine: str, platform: str, step: LeafStep, scalars: Any, leaf: Leaf, sharding: Any) -> str:
+    """Why the engine does not take the leaf; "" if it does."""
+    if asked == "xla":
         return "it was asked for"
-    return "adamite-native is not installed" if jax.default_backend() == "cpu" else "no kernel is for this platform"
+    if engine == "xla":
+        return "no kernel is for this platform"
+    if engine == "pallas" and platform not in ("cpu", "tpu"):
+        return "Pallas kernels are for TPUs"
+    if engine == "native" and platform != "cpu":
+        return "native kernels are for CPUs"
+    if engine == "native" and library() is None:
+        return "adamite-native is not installed"
+    if not step.elementwise:
+        return "its step needs the whole leaf"
+    if asked == "auto" and _has_optax_bits(step, leaf):
+        return "by XLA its update has Optax's bits"
+    if why := _elsewhere(platform, step, leaf, sharding):
+        return why
+    if why := native().why_not(step, scalars, leaf) if engine == "native" else pallas().why_not(step, leaf):
+        return why
+    plain = step.block == 1 or leaf.g.ndim < 2 or leaf.g.shape[-1] % 128
+    return "XLA moves as few bytes" if asked == "auto" and engine == "pallas" and plain else ""
 
 
-def choose(engine: str, fused: Fused, scalars: Any, leaf: Leaf, elementwise: bool) -> str:
-    """The engine that takes a leaf: "xla", or another that was asked for and can."""
-    asked, why = _asked(engine), unwanted(engine)
-    if asked != "xla":
-        why = _elsewhere(asked, fused, leaf) if elementwise else "its step needs the whole leaf"
-    if not why:
-        why = _unserved(asked, fused, scalars, leaf)
-    if engine == "auto" and asked == "pallas" and not why:
-        plain = fused.block == 1 or leaf.p.ndim < 2 or leaf.p.shape[-1] % 128
-        why = "XLA moves as few bytes" if plain else ""
-    name = "xla" if why else asked
-    choices = _record.get()
-    if choices is not None:
-        choices.append(Choice(leaf.number, name, why))
-    return name
+def _has_optax_bits(step: LeafStep, leaf: Leaf) -> bool:
+    """Whether XLA's update is Optax's to the bit: where all but moments is float32, and these are as Optax has them."""
+    arrays = leaf.g if leaf.p is None else (leaf.g, leaf.p)
+    short = any(x.dtype.itemsize < 4 for x in jax.tree.leaves(arrays))
+    return not (step.ends_with_weights or short or step.few_bits(leaf.stored))
 
 
-def take(name: str, fused: Fused, scalars: Any, leaves: Sequence[Leaf]) -> list[tuple[jax.Array, Any]]:
-    """One step of several leaves by an engine that can take them. Its derivatives are those of XLA's step."""
-    numbers, put = split(scalars)
-
-    @jax.custom_jvp
-    def step(numbers: Any, arrays: Any) -> list[tuple[jax.Array, Any]]:
-        its = [leaf._replace(g=g, p=p, stored=stored) for leaf, (g, p, stored) in zip(leaves, arrays, strict=True)]
-        return _taken(name, fused, put(numbers), its)
-
-    @step.defjvp
-    def _derivative(primals: Any, tangents: Any) -> Any:
-        def plainly(numbers: Any, arrays: Any) -> list[tuple[jax.Array, Any]]:
-            indices = [functools.partial(element_index, leaf.p.shape) for leaf in leaves]
-            return [
-                fused.step(put(numbers), leaf.number, index, *of, leaf.dtype)
-                for leaf, index, of in zip(leaves, indices, arrays, strict=True)
-            ]
-
-        return jax.jvp(plainly, primals, tangents)
-
-    return step(numbers, [(leaf.g, leaf.p, leaf.stored) for leaf in leaves])
+def _elsewhere(platform: str, step: LeafStep, leaf: Leaf, sharding: Any) -> str:
+    """Why a kernel cannot have the leaf where it is; "" if it can."""
+    if sharded.sharding_of(leaf) is not None:
+        return sharded.why_not(step, leaf)
+    if not is_traced(leaf.g):
+        alone = all(len(x.sharding.device_set) == 1 for x in leaf.arrays if isinstance(x, jax.Array))
+        return "" if alone else "it is on several devices"
+    if is_partly_manual(leaf):
+        return "it is inside of a shard_map that is not over all axes of the mesh"
+    if platform == "cpu" or sharding is None or sharding.num_devices == 1:
+        return ""
+    return "jit does not show on which of several devices it is: use adamite.sharding.placed, or Explicit axes"
 
 
-def _taken(name: str, fused: Fused, scalars: Any, leaves: Sequence[Leaf]) -> list[tuple[jax.Array, Any]]:
-    if name == "native":
-        return _native().run(fused, scalars, leaves)
-    spread = [leaf for leaf in leaves if sharded.sharding_of(leaf.p)]
-    here = [leaf for leaf in leaves if not sharded.sharding_of(leaf.p)]
-    done = {leaf.number: sharded.run(_by_pallas, fused, scalars, leaf) for leaf in spread}
-    if here:
-        done |= zip([leaf.number for leaf in here], _by_pallas(fused, scalars, here), strict=True)
-    return [done[leaf.number] for leaf in leaves]
+def is_partly_manual(leaf: Leaf) -> bool:
+    """Whether the leaf is one device's own along some axes of a mesh, and not along others."""
+    mesh = jax.typeof(leaf.g).sharding.mesh
+    others = [mesh.shape[name] for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+              if kind is not AxisType.Manual]  # fmt: skip
+    return AxisType.Manual in mesh.axis_types and math.prod(others) > 1
 
 
-def _by_pallas(fused: Fused, scalars: Any, leaves: Sequence[Leaf]) -> list[tuple[jax.Array, Any]]:
-    """A program that is traced on a CPU may be compiled there for a TPU."""
-    return jax.lax.platform_dependent(
-        tpu=lambda: _pallas().run(fused, scalars, leaves),
-        default=lambda: _pallas().run(fused, scalars, leaves, interpret=True),
-    )
+def is_hidden(leaf: Leaf) -> bool:
+    """Whether jit does not show on which devices the leaf is."""
+    if not is_traced(leaf.g) or leaf.sharding is not None:
+        return False
+    mesh = jax.typeof(leaf.g).sharding.mesh
+    return not (AxisType.Manual in mesh.axis_types or AxisType.Explicit in mesh.axis_types)
 
 
-def _asked(engine: str) -> str:
-    """What is asked for, on this machine."""
-    if engine != "auto":
-        return engine
-    platform = jax.default_backend()
-    return "pallas" if platform == "tpu" else "native" if platform == "cpu" and library() else "xla"
-
-
-def _native() -> Any:
+def native() -> Any:
+    """The engine, imported where it is wanted."""
     from adamite.engines import native
 
     return native
 
 
-def _pallas() -> Any:
-    """Imported where it is wanted, for others should not wait for Pallas."""
+def pallas() -> Any:
+    """The engine, imported where it is wanted: others should not wait for Pallas."""
     from adamite.engines import pallas
 
     return pallas
-
-
-def _unserved(asked: str, fused: Fused, scalars: Any, leaf: Leaf) -> str:
-    """Why the engine that is asked for has no kernel for the leaf; "" if it has."""
-    if asked == "native":
-        return _native().why_not(fused, scalars, leaf)
-    return _pallas().why_not(fused, leaf)
-
-
-def _elsewhere(asked: str, fused: Fused, leaf: Leaf) -> str:
-    """Why a kernel cannot have the leaf where it is; "" if it can."""
-    platform = jax.default_backend()
-    if asked == "pallas" and platform == "gpu":
-        return "Pallas kernels are for TPUs"
-    if asked == "native" and platform != "cpu":
-        return "native kernels are for CPUs"
-    if sharded.sharding_of(leaf.p):
-        return "it is on several devices" if asked == "native" else sharded.why_not(fused, leaf)
-    for x in jax.tree.leaves((leaf.g, leaf.p, leaf.stored)):
-        if not is_traced(x):
-            if isinstance(x, jax.Array) and len(x.sharding.device_set) > 1:
-                return "it is on several devices"
-        elif jax.device_count() > 1 and not _known(jax.typeof(x).sharding.mesh):
-            return "jit does not show on which of several devices it is: use Explicit axes, explicit_axes or shard_map"
-    return ""
-
-
-def _known(mesh: Any) -> bool:
-    """Whether an array on this mesh, as far as its type shows it, is certainly on one device."""
-    return AxisType.Manual in mesh.axis_types or (bool(mesh.shape) and math.prod(mesh.shape.values()) == 1)

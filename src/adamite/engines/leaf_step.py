@@ -1,6 +1,7 @@
-"""What a kernel runs: the whole step of one leaf, from the gradient to the weight, as a function of its elements.
+"""What an engine is given: the step of one leaf, as a function of its elements, and the leaf.
 
-A kernel takes a leaf in tiles and calls the same function on each, so no rule, storage or rounding is written again.
+An engine may apply the function to a whole leaf, to slices, or to tiles in a kernel. So no rule, storage or rounding is
+written again for an engine.
 """
 
 import functools
@@ -10,20 +11,65 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
+from adamite.numerics import cast
 from adamite.random_bits import row_major
 
 
-class Fused(NamedTuple):
-    """One step, weights included."""
+class LeafStep:
+    """The step of a leaf, or of a tile of one, from the gradient to the update or to the weights.
 
-    step: Callable[..., tuple[jax.Array, Any]]
-    """``step(scalars, number, index, g, p, stored, dtype) -> (p, stored)`` for a leaf or a tile of it: the leaf's
-    number in its tree; ``index()``, the elements' numbers in the leaf, uint32; gradient, weights and what the state
-    holds; the dtype that updates are rounded to. An element of the results depends on its block alone."""
+    Attributes:
+        update: ``update(scalars, number, index, g, p, stored) -> (u, stored)``: the leaf's number in its tree;
+            ``index()``, the elements' numbers in the leaf, uint32; gradient, weights (None: there are none) and what
+            the state holds. ``u`` is of at least float32. An element of the results depends on its block alone, unless
+            the step is not `elementwise`.
+        ends_with_weights: whether the result is the weights. Else it is the update.
+        block: how many elements along the last axis are stepped together.
+        in_slices: whether XLA steps large leaves in slices.
+        few_bits: ``few_bits(stored)``: whether a moment of the leaf has fewer bits than a float32.
+        elementwise: whether a step does not need the whole leaf.
+        constant: whether the step is the same in the next step, so that a compiled program of it can be used again.
+    """
 
-    block: int
-    """How many elements along the last axis are stepped together."""
+    def __init__(
+        self,
+        update: Callable[..., tuple[jax.Array, Any]],
+        *,
+        ends_with_weights: bool,
+        block: int = 1,
+        in_slices: bool = False,
+        few_bits: Callable[[Any], bool] = lambda _: False,
+        elementwise: bool = True,
+        constant: bool = True,
+    ) -> None:
+        """See the attributes."""
+        self.update = update
+        self.ends_with_weights = ends_with_weights
+        self.block = block
+        self.in_slices = in_slices
+        self.few_bits = few_bits
+        self.elementwise = elementwise
+        self.constant = constant
+        self.programs: dict[Any, Any] = {}
+        """What engines have made of the step, each under a key of its own."""
+
+    def __call__(
+        self, scalars: Any, number: Any, index: Callable[[], jax.Array], g: Any, p: Any, stored: Any, dtype: Any
+    ) -> tuple[jax.Array, Any]:
+        """``(weights or update, stored)``; the update is rounded to `dtype`."""
+        u, new = self.update(scalars, number, index, g, p, stored)
+        return self.result(p, cast(u, dtype)), new
+
+    def result(self, p: Any, u: jax.Array) -> jax.Array:
+        """What the step ends with, where the update is `u`."""
+        return moved(p, u) if self.ends_with_weights else u
+
+
+def moved(p: Any, u: jax.Array) -> Any:
+    """A parameter after its update."""
+    return None if p is None else jnp.asarray(p + u).astype(jnp.asarray(p).dtype)
 
 
 class Place(NamedTuple):
@@ -40,48 +86,69 @@ class Leaf(NamedTuple):
 
     number: int
     g: jax.Array
-    p: jax.Array
+    p: jax.Array | None
     stored: Any
     dtype: jnp.dtype
+    """That the update is rounded to."""
     place: Place | None = None
+    sharding: NamedSharding | None = None
+    """That which `sharded.told` gives it, where jit does not show it."""
+    path: str = ""
+    """Its path in the tree, where anybody wants to know it."""
+
+    @property
+    def arrays(self) -> list[jax.Array]:
+        """Gradient, weights if there are any, and what the state holds."""
+        return jax.tree.leaves((self.g, self.p, self.stored))
+
+    @property
+    def kept(self) -> list[jax.Array]:
+        """What the state holds."""
+        return jax.tree.leaves(self.stored)
 
 
-def arrays_in(leaf: Leaf) -> list[Any]:
-    """The arrays of a leaf, its gradient and weights first."""
-    return [leaf.g, leaf.p, *jax.tree.leaves(leaf.stored)]
-
-
-def kind(x: Any, p: Any, block: int) -> str:
-    """What an array of the state is to its weights: "each" element has one, each "block", "all" one together.
+def kind(x: Any, g: Any, block: int) -> str:
+    """What an array of the state is to its gradient: "each" element has one, each "block", "all" one together.
 
     "" if it is none of these.
     """
-    if x.shape == p.shape:
+    if x.shape == g.shape:
         return "each"
-    if p.ndim and x.shape == (*p.shape[:-1], math.ceil(p.shape[-1] / block)):
+    if g.ndim and x.shape == (*g.shape[:-1], math.ceil(g.shape[-1] / block)):
         return "block"
     return "all" if math.prod(x.shape) == 1 else ""
 
 
-def unserved(fused: Fused, leaf: Leaf, dtypes: Sequence[Any]) -> str:
+def unserved(step: LeafStep, leaf: Leaf, dtypes: Sequence[Any]) -> str:
     """Why no kernel can take this leaf; "" if one may."""
-    if not leaf.p.size:
+    if not leaf.g.size:
         return "it has no elements"
-    for x in jax.tree.leaves((leaf.g, leaf.p, leaf.stored)):
-        if x.dtype not in dtypes:
-            return f"no kernel is for {x.dtype.name}"
-    if leaf.g.shape != leaf.p.shape or not all(kind(x, leaf.p, fused.block) for x in jax.tree.leaves(leaf.stored)):
+    for dtype in (*(x.dtype for x in leaf.arrays), leaf.dtype):
+        if dtype not in dtypes:
+            return f"no kernel is for {dtype.name}"
+    of_weights = leaf.p is None or leaf.p.shape == leaf.g.shape
+    if not of_weights or not all(kind(x, leaf.g, step.block) for x in leaf.kept):
         return "what its state holds is neither one number for each weight nor one for each block"
     return ""
 
 
+def result_types(step: LeafStep, leaves: Sequence[Leaf]) -> list[Any]:
+    """The types of what is made of leaves: those of the gradient or the weights, and of what the state holds."""
+    types = []
+    for leaf in leaves:
+        first = jax.typeof(leaf.p) if step.ends_with_weights else jax.typeof(leaf.g).update(dtype=leaf.dtype)
+        types += [x.update(weak_type=False) for x in (first, *map(jax.typeof, leaf.kept))]
+    return types
+
+
 def split(scalars: Any) -> tuple[list[jax.Array], Callable[[Sequence[Any]], Any]]:
-    """The arrays among the scalars, and how others take their places."""
+    """The arrays in a tree, and how others take their places."""
     leaves, structure = jax.tree.flatten(scalars)
     places = [i for i, x in enumerate(leaves) if isinstance(x, jax.Array)]
+    fixed = [None if isinstance(x, jax.Array) else x for x in leaves]
 
     def put(values: Sequence[Any]) -> Any:
-        new = list(leaves)
+        new = list(fixed)
         for i, value in zip(places, values, strict=True):
             new[i] = value
         return structure.unflatten(new)
@@ -97,7 +164,7 @@ def first_of_row(leaf: Leaf, row: Any, lead: Any = 0) -> Any:
         row: along the last axis but one, uint32.
         lead: all axes before it taken together, uint32 of shape ().
     """
-    *leading, rows, columns = leaf.p.shape
+    *leading, rows, columns = leaf.g.shape
     if leaf.place is None:
         return (lead * jnp.uint32(rows) + row) * jnp.uint32(columns % 2**32)
     *strides, stride, _ = row_major(leaf.place.shape)
@@ -109,9 +176,13 @@ def first_of_row(leaf: Leaf, row: Any, lead: Any = 0) -> Any:
 
 
 @functools.lru_cache(maxsize=8)
-def step_once(step: Callable[..., Any], dtype: Any) -> Callable[..., Any]:
-    """``(scalars, number, index, g, p, stored) -> (p, stored)`` by arrays alone: traced once for all tiles alike."""
-    return jax.jit(lambda scalars, number, index, *rest: step(scalars, number, lambda: index, *rest, dtype))
+def step_once(step: LeafStep, dtype: Any) -> Callable[..., Any]:
+    """``(scalars, number, index, g, p, stored) -> (result, stored)`` by arrays alone: traced once for tiles alike."""
+
+    def by_arrays(scalars: Any, number: Any, index: Any, g: Any, p: Any, stored: Any) -> tuple[jax.Array, Any]:
+        return step(scalars, number, lambda: index, g, p, stored, dtype)
+
+    return jax.jit(by_arrays)
 
 
 def typed(shape: tuple[int, ...], dtype: Any, inputs: Sequence[jax.Array]) -> jax.ShapeDtypeStruct:

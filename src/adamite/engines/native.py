@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamite.engines.leaf_step import Fused, Leaf, arrays_in, unserved
+from adamite.engines.leaf_step import Leaf, LeafStep, unserved
 from adamite.engines.library import library
 from adamite.engines.program import program
 from adamite.engines.writing import Program, UnsupportedError
+from adamite.random_bits import row_major
 
 GROUP = 64
 """Leaves of one call, at most."""
@@ -32,33 +33,33 @@ REINSTALL = "To build it anew: pip install --force-reinstall --no-cache-dir adam
 DTYPES = tuple(map(jnp.dtype, (jnp.float32, jnp.bfloat16, jnp.int8, jnp.uint8, jnp.int16)))
 
 
-def why_not(fused: Fused, scalars: Any, leaf: Leaf) -> str:
+def why_not(step: LeafStep, scalars: Any, leaf: Leaf) -> str:
     """Why no kernel steps this leaf, in words; empty if one does."""
     if library() is None:
         return "adamite-native is not installed"
-    if reason := unserved(fused, leaf, DTYPES):
+    if reason := unserved(step, leaf, DTYPES):
         return reason
     if reason := _refused():
         return reason
     try:
-        its = program(fused, scalars, leaf)
+        its = program(step, scalars, leaf)
     except UnsupportedError as error:
         return str(error)
     if _has(its):
         return ""
     found: Any = library()
     if its.name not in found.kernels():
-        _warn_if_missing(its.name, leaf.p.dtype.name, leaf.g.dtype.name)
+        _warn_if_missing(its.name, (leaf.g if leaf.p is None else leaf.p).dtype.name, leaf.g.dtype.name)
     return "no kernel of adamite-native does this step"
 
 
-def run(fused: Fused, scalars: Any, leaves: Sequence[Leaf]) -> list[tuple[jax.Array, Any]]:
-    """The new weights and what the state holds of each leaf; `why_not` must have said nothing for any of them."""
-    programs = [program(fused, scalars, leaf) for leaf in leaves]
+def run(step: LeafStep, scalars: Any, leaves: Sequence[Leaf]) -> list[tuple[jax.Array, Any]]:
+    """The result of each leaf and what the state then holds; `why_not` must have said nothing for any of them."""
+    programs = [program(step, scalars, leaf) for leaf in leaves]
     operands = {id(its): _operands(its, scalars) for its in programs}
     results: list[tuple[jax.Array, Any]] = []
     for group in _batches(leaves, programs):
-        results += _call(group, operands)
+        results += _call(step, group, operands)
     return results
 
 
@@ -67,37 +68,60 @@ def _batches(leaves: Sequence[Leaf], programs: Sequence[Program]) -> list[list[t
     return [pairs[start : start + GROUP] for start in range(0, len(pairs), GROUP)]
 
 
-def _call(group: list[tuple[Leaf, Program]], operands: dict[int, jax.Array]) -> list[tuple[jax.Array, Any]]:
+def _call(
+    step: LeafStep, group: list[tuple[Leaf, Program]], operands: dict[int, jax.Array]
+) -> list[tuple[jax.Array, Any]]:
     kinds = list({id(its): its for _, its in group}.values())
-    arguments = [operands[id(its)] for its in kinds]
+    origins = [jnp.uint32(0) if leaf.place is None else leaf.place.origin for leaf, _ in group]
+    arguments = [jnp.stack(origins), *(operands[id(its)] for its in kinds)]
     shapes, aliases = [], {}
     for leaf, its in group:
-        arrays = arrays_in(leaf)
         places = {x.place: len(arguments) + k for k, x in enumerate(its.inputs)}
-        arguments += [arrays[x.place] for x in its.inputs]
+        arguments += [leaf.arrays[x.place] for x in its.inputs]
         for x in its.outputs:
             if x.place in places:
                 aliases[places[x.place]] = len(shapes)
-            shapes.append(jax.ShapeDtypeStruct(arrays[x.place].shape, arrays[x.place].dtype))
+            like = leaf.g if x.kind == "element" else leaf.arrays[x.place]
+            shapes.append(jax.ShapeDtypeStruct(like.shape, x.dtype))
     call = jax.ffi.ffi_call(TARGET, shapes, input_output_aliases=aliases, vmap_method="sequential")
-    columns = [leaf.g.shape[-1] if leaf.g.ndim else 1 for leaf, _ in group]
+    rows = [_rows(leaf) for leaf, _ in group]
     results = iter(
         call(
             *arguments,
             kernels=",".join(its.name for its in kinds),
             kernel=np.array([[id(x) for x in kinds].index(id(its)) for _, its in group]),
             number=np.array([leaf.number for leaf, _ in group]),
-            rows=np.array([leaf.g.size // n for (leaf, _), n in zip(group, columns, strict=True)]),
-            columns=np.array(columns),
+            columns=np.array([leaf.g.shape[-1] if leaf.g.ndim else 1 for leaf, _ in group]),
+            axes=np.array([len(axes) for axes in rows]),
+            lengths=np.array([length for axes in rows for length, _ in axes], np.int64),
+            strides=np.array([stride for axes in rows for _, stride in axes], np.int64),
         )
     )
     stepped = []
     for leaf, its in group:
-        arrays = arrays_in(leaf)
-        for x in its.outputs:
-            arrays[x.place] = next(results)
-        stepped.append((arrays[1], jax.tree.unflatten(jax.tree.structure(leaf.stored), arrays[2:])))
+        new = {x.place: next(results) for x in its.outputs}
+        begin = len(leaf.arrays) - len(leaf.kept)
+        stored = [new.get(begin + k, x) for k, x in enumerate(leaf.kept)]
+        first = next((x for place, x in new.items() if place < begin), leaf.arrays[int(step.ends_with_weights)])
+        stepped.append((first, jax.tree.unflatten(jax.tree.structure(leaf.stored), stored)))
     return stepped
+
+
+def _rows(leaf: Leaf) -> list[tuple[int, int]]:
+    """The axes before the last: how many rows they have, and how far apart these lie in the whole leaf.
+
+    Axes that lie behind one another in memory are one.
+    """
+    *lengths, columns = leaf.g.shape or (1,)
+    *strides, _ = row_major(leaf.place.shape if leaf.place and leaf.place.shape else (*lengths, columns))
+    axes: list[tuple[int, int]] = []
+    for length, stride in zip(lengths, strides, strict=True):
+        if length == 1:
+            continue
+        if axes and axes[-1][1] == length * stride:
+            length *= axes.pop()[0]
+        axes.append((length, stride))
+    return axes
 
 
 def _operands(its: Program, scalars: Any) -> jax.Array:

@@ -16,11 +16,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from adamite.engines.leaf_step import Fused, Leaf, first_of_row, kind, split, step_once, typed, unserved
+from adamite.engines.leaf_step import Leaf, LeafStep, first_of_row, kind, split, step_once, typed, unserved
 
 DTYPES = tuple(map(jnp.dtype, (jnp.float32, jnp.bfloat16, jnp.int8, jnp.uint8, jnp.int16)))
 TILE, ROWS, WIDTH = 2**17, 32, 256
@@ -47,49 +46,51 @@ class View(NamedTuple):
         return tuple(math.ceil(n / m) for n, m in zip(self.shape, self.tile, strict=True))
 
 
-def why_not(fused: Fused, leaf: Leaf) -> str:
+def why_not(step: LeafStep, leaf: Leaf) -> str:
     """Why this kernel does not take a leaf; "" if it does."""
-    reason = unserved(fused, leaf, DTYPES)
-    if not reason and leaf.p.ndim == 1 and _folded(leaf.p.size, fused.block) > 2**15:
+    reason = unserved(step, leaf, DTYPES)
+    if not reason and leaf.g.ndim == 1 and _folded(leaf.g.size, step.block) > 2**15:
         return "it has one long axis"
     return reason
 
 
-def run(fused: Fused, scalars: Any, leaves: Sequence[Leaf], *, interpret: bool = False) -> list[tuple[jax.Array, Any]]:
+def run(
+    step: LeafStep, scalars: Any, leaves: Sequence[Leaf], *, interpret: bool = False
+) -> list[tuple[jax.Array, Any]]:
     """The leaves after a step: weights and what the state holds of each."""
     results: list[Any] = [None] * len(leaves)
-    for group in _groups(fused, leaves):
-        done = _launch(fused, scalars, [leaves[i] for i in group], interpret)
+    for group in _groups(step, leaves):
+        done = _launch(step, scalars, [leaves[i] for i in group], interpret)
         for i, result in zip(group, done, strict=True):
             results[i] = result
     return results
 
 
-def _groups(fused: Fused, leaves: Sequence[Leaf]) -> list[list[int]]:
+def _groups(step: LeafStep, leaves: Sequence[Leaf]) -> list[list[int]]:
     """Which leaves are taken together: large ones alone."""
     groups: list[list[int]] = []
     room = 0
     for i, leaf in enumerate(leaves):
-        view = _view(leaf.p.shape, fused.block)
-        if leaf.p.size > SMALL or view.grid != (1, 1, 1):
+        view = _view(leaf.g.shape, step.block)
+        if leaf.g.size > SMALL or view.grid != (1, 1, 1):
             groups.insert(0, [i])
-        elif leaf.p.size > room:
+        elif leaf.g.size > room:
             groups.append([i])
-            room = TOGETHER - leaf.p.size
+            room = TOGETHER - leaf.g.size
         else:
             groups[-1].append(i)
-            room -= leaf.p.size
+            room -= leaf.g.size
     return groups
 
 
-def _launch(fused: Fused, scalars: Any, leaves: Sequence[Leaf], interpret: bool) -> list[tuple[jax.Array, Any]]:
+def _launch(step: LeafStep, scalars: Any, leaves: Sequence[Leaf], interpret: bool) -> list[tuple[jax.Array, Any]]:
     """One kernel for one leaf, or for several small ones, which are then whole in the fast memory."""
     numbers, put = split((scalars, [leaf.place.origin if leaf.place else 0 for leaf in leaves]))
     numbers = [x.reshape(1, 1) for x in numbers]
     alone = len(leaves) == 1
-    views = [_view(leaf.p.shape, fused.block) for leaf in leaves]
+    views = [_view(leaf.g.shape, step.block) for leaf in leaves]
     read = [jax.tree.flatten((leaf.g, leaf.p, leaf.stored)) for leaf in leaves]
-    written = [jax.tree.flatten((leaf.p, leaf.stored)) for leaf in leaves]
+    written = [jax.tree.flatten((_result(step, leaf), leaf.stored)) for leaf in leaves]
 
     def body(*refs: Any) -> None:
         left = iter(refs)
@@ -102,35 +103,40 @@ def _launch(fused: Fused, scalars: Any, leaves: Sequence[Leaf], interpret: bool)
         outputs = [take(len(arrays)) for arrays, _ in written]
         at = tuple(pl.program_id(axis) for axis in range(3)) if alone else (0, 0, 0)
         for leaf, view, origin, (_, form), ins, outs in zip(leaves, views, origins, read, inputs, outputs, strict=True):
-            _step_tile(fused, values, leaf, view, jnp.asarray(origin, jnp.uint32), form, ins, outs, at)
+            _step_tile(step, values, leaf, view, jnp.asarray(origin, jnp.uint32), form, ins, outs, at)
 
     def spec(view: View, x: jax.Array, like: jax.Array) -> pl.BlockSpec:
-        what = kind(x, like, fused.block)
+        what = kind(x, like, step.block)
         if what == "all":
             return pl.BlockSpec((1, 1, 1), lambda *_: (0, 0, 0))
         if what == "each":
             return pl.BlockSpec(view.tile, lambda *at: at if alone else (0, 0, 0))
-        tile = (*view.tile[:2], math.ceil(view.shape[2] / fused.block))
+        tile = (*view.tile[:2], math.ceil(view.shape[2] / step.block))
         return pl.BlockSpec(tile, lambda *at: (*at[:2], 0) if alone else (0, 0, 0))
 
     def shaped(view: View, x: jax.Array, like: jax.Array) -> tuple[int, ...]:
-        what = kind(x, like, fused.block)
+        what = kind(x, like, step.block)
         if what == "all":
             return 1, 1, 1
-        return view.shape if what == "each" else (*view.shape[:2], math.ceil(view.shape[2] / fused.block))
+        return view.shape if what == "each" else (*view.shape[:2], math.ceil(view.shape[2] / step.block))
 
     def each(side: Sequence[Any]) -> list[tuple[View, jax.Array, jax.Array]]:
-        return [(view, x, leaf.p) for view, leaf, (xs, _) in zip(views, leaves, side, strict=True) for x in xs]
+        return [(view, x, leaf.g) for view, leaf, (xs, _) in zip(views, leaves, side, strict=True) for x in xs]
 
-    places = np.cumsum([len(numbers), *(len(xs) for xs, _ in read)])
-    aliased = [int(place) + 1 + i for place, (xs, _) in zip(places, written, strict=False) for i in range(len(xs))]
+    # Results lie over what they replace. An update replaces nothing: XLA would copy the gradient, were it to lie there.
+    aliases: dict[int, int] = {}
+    place, result = len(numbers), 0
+    for (inputs, _), (outputs, _) in zip(read, written, strict=True):
+        place, result = place + len(inputs), result + len(outputs)
+        kept = len(outputs) if step.ends_with_weights else len(outputs) - 1
+        aliases |= {place - i: result - i for i in range(kept, 0, -1)}
     new = pl.pallas_call(
         body,
         grid=views[0].grid if alone else (1, 1, 1),
         in_specs=[pl.BlockSpec((1, 1), lambda *_: (0, 0))] * len(numbers) + [spec(*one) for one in each(read)],
         out_specs=[spec(*one) for one in each(written)],
         out_shape=[typed(shaped(*one), one[1].dtype, (*numbers, *read[0][0])) for one in each(written)],
-        input_output_aliases={place: i for i, place in enumerate(aliased)},
+        input_output_aliases=aliases,
         compiler_params=pltpu.CompilerParams(vmem_limit_bytes=FAST_MEMORY),
         interpret=interpret,
         name="adamite_step",
@@ -139,8 +145,13 @@ def _launch(fused: Fused, scalars: Any, leaves: Sequence[Leaf], interpret: bool)
     return [form.unflatten([next(new) for _ in xs]) for xs, form in written]
 
 
+def _result(step: LeafStep, leaf: Leaf) -> Any:
+    """Of the shape and dtype of what a step ends with."""
+    return leaf.p if step.ends_with_weights else jax.ShapeDtypeStruct(leaf.g.shape, leaf.dtype)
+
+
 def _step_tile(
-    fused: Fused, scalars: Any, leaf: Leaf, view: View, origin: jax.Array, form: Any, ins: Any, outs: Any, at: Any
+    step: LeafStep, scalars: Any, leaf: Leaf, view: View, origin: jax.Array, form: Any, ins: Any, outs: Any, at: Any
 ) -> None:
     """Step what a tile has of a leaf, block after block."""
     columns, (depth, tall, wide) = view.shape[2], view.tile
@@ -150,9 +161,10 @@ def _step_tile(
     if columns % wide or here * width > columns:
         here = jnp.minimum(here, blocks - at[2] * (wide // width))
     last = view.grid[2] - 1
-    kinds = [kind(x, leaf.p, fused.block) for x in jax.tree.leaves((leaf.g, leaf.p, leaf.stored))]
+    kinds = [kind(x, leaf.g, step.block) for x in leaf.arrays]
+    results = ["each", *kinds[len(kinds) - len(leaf.kept) :]]
 
-    def step(layer: Any, row: Any, block: Any, width: int) -> None:
+    def step_block(layer: Any, row: Any, block: Any, width: int) -> None:
         start = block * view.width
         start = pl.multiple_of(start, math.gcd(view.width, 128)) if not isinstance(start, int) else start
         down = pl.ds(pl.multiple_of(row * height, height) if not isinstance(row, int) else row * height, height)
@@ -182,19 +194,19 @@ def _step_tile(
             )
             down = top + jax.lax.broadcasted_iota(jnp.uint32, (height, width), 0)
             across = left + jax.lax.broadcasted_iota(jnp.uint32, (height, width), 1)
-            if leaf.p.ndim < 2:  # folded, in its own order
+            if leaf.g.ndim < 2:  # folded, in its own order
                 return down * jnp.uint32(columns) + across + origin
             return first_of_row(leaf, down, lead) + across + origin
 
         g, p, stored = form.unflatten(map(load, ins, kinds))
-        new = step_once(fused.step, leaf.dtype)(scalars, jnp.uint32(leaf.number), index(), g, p, stored)
-        for ref, what, x in zip(outs, kinds[1:], jax.tree.leaves(new), strict=True):
+        new = step_once(step, leaf.dtype)(scalars, jnp.uint32(leaf.number), index(), g, p, stored)
+        for ref, what, x in zip(outs, results, jax.tree.leaves(new), strict=True):
             store(ref, what, x)
 
     def some_rows(layer: Any, row: Any) -> None:
-        _each(here, lambda block: step(layer, row, block, width))
+        _each(here, lambda block: step_block(layer, row, block, width))
         if rest:
-            ending = functools.partial(step, layer, row, blocks - last * (wide // width), rest)
+            ending = functools.partial(step_block, layer, row, blocks - last * (wide // width), rest)
             ending() if last == 0 else pl.when(at[2] == last)(ending)
 
     _each(depth, lambda layer: _each(tall // height, lambda row: some_rows(layer, row)))

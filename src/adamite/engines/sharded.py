@@ -1,58 +1,82 @@
-"""A kernel on each device's own part of a leaf: shard_map over the weights' sharding.
+"""A kernel on each device's own part of a leaf: shard_map over a sharding that the leaf's type shows, or that is told.
 
 A block must not reach from one device to the next, and an element's number, which random bits are made of, is that in
 the whole leaf: so results are those of one device.
 """
 
+import contextlib
+import contextvars
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from adamite.engines.leaf_step import Fused, Leaf, Place, kind, split
+from adamite.engines.leaf_step import Leaf, LeafStep, Place, kind, split
 from adamite.numerics import is_traced
 from adamite.random_bits import row_major
 
-Run = Callable[[Fused, Any, Sequence[Leaf]], list[tuple[jax.Array, Any]]]
+Engine = Callable[[Any, Sequence[Leaf]], list[tuple[jax.Array, Any]]]
+"""``engine(scalars, leaves) -> results``, of leaves on one device."""
+
+_told: contextvars.ContextVar[Mapping[str, NamedSharding] | None] = contextvars.ContextVar("adamite_told", default=None)
 
 
-def sharding_of(x: Any) -> Any:
-    """The NamedSharding of an array, where its type or the array itself shows one of several devices; else None."""
-    own = jax.typeof(x).sharding if is_traced(x) else getattr(x, "sharding", None)
-    if not isinstance(own, NamedSharding) or AxisType.Manual in own.mesh.axis_types:
-        return None
-    if is_traced(x) and AxisType.Auto in own.mesh.axis_types:  # jit does not say how it is cut
-        return None
-    return own if math.prod(own.mesh.shape.values()) > 1 else None
+@contextlib.contextmanager
+def told(shardings: Mapping[str, NamedSharding]) -> Iterator[None]:
+    """Steps inside are told how leaves are sharded that jit does not show: by `keystr` of their paths."""
+    token = _told.set(shardings)
+    try:
+        yield
+    finally:
+        _told.reset(token)
 
 
-def why_not(fused: Fused, leaf: Leaf) -> str:
+def told_shardings() -> Mapping[str, NamedSharding] | None:
+    """What steps are told here."""
+    return _told.get()
+
+
+def sharding_of(leaf: Leaf) -> NamedSharding | None:
+    """The sharding of a leaf, where it is known that it is on several devices; else None."""
+    shown = _shown(leaf.g)
+    return shown if shown is not None or not is_traced(leaf.g) or _is_manual(leaf.g) else _on_several(leaf.sharding)
+
+
+def why_not(step: LeafStep, leaf: Leaf) -> str:
     """Why the parts of a leaf cannot be stepped where they are; "" if they can."""
-    own = sharding_of(leaf.p)
-    spec = _spec(own, leaf.p.ndim)
-    for x in jax.tree.leaves((leaf.g, leaf.stored)):
-        its = sharding_of(x)
-        if its is None or its.mesh != own.mesh:
-            return "its state or gradient is not on the mesh that it is on"
-        expected = spec if kind(x, leaf.p, fused.block) != "all" else ((),) * x.ndim
-        if _spec(its, x.ndim) != expected:
-            return "its state or gradient is not sharded as it is"
-    if fused.block > 1 and leaf.p.ndim and spec[-1]:
-        parts = math.prod(own.mesh.shape[name] for name in spec[-1])
-        if leaf.p.shape[-1] % (parts * fused.block):
-            return f"its last axis is cut into {parts} parts, in which blocks of {fused.block} are not whole"
+    own = _shown(leaf.g)
+    if cut := cut_blocks(step, leaf, own or leaf.sharding):
+        return cut
+    if own is not None:
+        spec = _spec(own, leaf.g.ndim)
+        for x in leaf.arrays[1:]:
+            other = _shown(x)
+            if other is None or other.mesh != own.mesh:
+                return "its state or gradient is not on the mesh that it is on"
+            expected = spec if kind(x, leaf.g, step.block) != "all" else ((),) * x.ndim
+            if _spec(other, x.ndim) != expected:
+                return "its state or gradient is not sharded as it is"
     return ""
 
 
-def run(kernel: Run, fused: Fused, scalars: Any, leaf: Leaf) -> tuple[jax.Array, Any]:
-    """The leaf after a step by `kernel`, each device its own part."""
-    own = sharding_of(leaf.p)
-    spec, shape = _spec(own, leaf.p.ndim), leaf.p.shape
+def cut_blocks(step: LeafStep, leaf: Leaf, sharding: Any) -> str:
+    """That a leaf that is sharded so has blocks on several devices; "" if it has none."""
+    spec = _spec(sharding, leaf.g.ndim)
+    parts = math.prod(sharding.mesh.shape[name] for name in spec[-1]) if spec else 1
+    if step.block > 1 and parts > 1 and leaf.g.shape[-1] % (parts * step.block):
+        return f"its last axis is cut into {parts} parts, in which blocks of {step.block} are not whole"
+    return ""
+
+
+def run(engine: Engine, step: LeafStep, scalars: Any, leaf: Leaf) -> tuple[jax.Array, Any]:
+    """The leaf after a step by `engine`, each device its own part."""
+    own: Any = sharding_of(leaf)
+    spec, shape = _spec(own, leaf.g.ndim), leaf.g.shape
     arrays, form = jax.tree.flatten((leaf.g, leaf.p, leaf.stored))
-    specs = [PartitionSpec(*sharding_of(x).spec) for x in arrays]
+    specs = [PartitionSpec() if kind(x, leaf.g, step.block) == "all" else PartitionSpec(*own.spec) for x in arrays]
     numbers, put = split(scalars)
 
     def local(values: Sequence[jax.Array], *parts: jax.Array) -> list[jax.Array]:
@@ -61,16 +85,38 @@ def run(kernel: Run, fused: Fused, scalars: Any, leaf: Leaf) -> tuple[jax.Array,
         for axis, stride in enumerate(row_major(shape)):
             if spec[axis]:
                 number = jax.lax.axis_index(spec[axis]).astype(jnp.uint32)
-                origin += number * jnp.uint32(p.shape[axis] * stride % 2**32)
-        part = Leaf(leaf.number, g, p, stored, leaf.dtype, Place(shape, origin))
-        return jax.tree.leaves(kernel(fused, put(values), [part]))
+                origin += number * jnp.uint32(g.shape[axis] * stride % 2**32)
+        part = leaf._replace(g=g, p=p, stored=stored, place=Place(shape, origin), sharding=None)
+        return jax.tree.leaves(engine(put(values), [part]))
 
     # Pallas's interpreter does not type what differs between devices.
     mapped = jax.shard_map(
-        local, mesh=own.mesh, in_specs=(PartitionSpec(), *specs), out_specs=specs[1:], check_vma=False
+        local,
+        mesh=own.mesh,
+        in_specs=(PartitionSpec(), *specs),
+        out_specs=[specs[0], *specs[len(specs) - len(leaf.kept) :]],
+        check_vma=False,
     )
-    _, *after = form.unflatten([arrays[0], *mapped(numbers, *arrays)])
-    return after[0], after[1]
+    first, *kept = mapped(numbers, *arrays)
+    return first, jax.tree.unflatten(jax.tree.structure(leaf.stored), kept)
+
+
+def _shown(x: Any) -> NamedSharding | None:
+    """The sharding of an array, where its type or the array itself shows one of several devices; else None."""
+    own = jax.typeof(x).sharding if is_traced(x) else getattr(x, "sharding", None)
+    if not isinstance(own, NamedSharding) or AxisType.Manual in own.mesh.axis_types:
+        return None
+    if is_traced(x) and AxisType.Auto in own.mesh.axis_types:  # jit does not say how it is cut
+        return None
+    return _on_several(own)
+
+
+def _on_several(sharding: NamedSharding | None) -> NamedSharding | None:
+    return sharding if sharding is not None and math.prod(sharding.mesh.shape.values()) > 1 else None
+
+
+def _is_manual(x: Any) -> bool:
+    return AxisType.Manual in jax.typeof(x).sharding.mesh.axis_types
 
 
 def _spec(sharding: Any, ndim: int) -> tuple[tuple[str, ...], ...]:

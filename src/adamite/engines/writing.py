@@ -45,7 +45,7 @@ FORGETTABLE = frozenset({"sharding", "out_sharding", "accuracy", "weak_type", "n
 class Input(NamedTuple):
     """An array that the program reads, or writes."""
 
-    place: int  # in the list of leaf arrays: g, p, then those of the state
+    place: int  # in the list of leaf arrays: g, p, then those of the state; -1: over none of these
     kind: str  # "element" or "block"
     dtype: str
     value: str  # its name in the program
@@ -188,13 +188,12 @@ class _Writer:
     def finish(self, closed: ClosedJaxpr, values: dict[Any, _Value], sources: list[Any]) -> Program:
         inputs = {f"i{place}": (place, kind, dtype) for place, (kind, dtype) in enumerate(self.tile.arrays)}
         outputs = []
-        for place, var in enumerate(closed.jaxpr.outvars, start=1):
+        for (place, kind, dtype), var in zip(self.tile.results, closed.jaxpr.outvars, strict=True):
             x = self.read(var, values)
             if x.name == f"i{place}":
                 continue
-            kind, dtype = self.tile.arrays[place]
             if x.kind != kind or x.dtype != dtype:
-                raise UnsupportedError(f"the step makes a {x.kind} of {x.dtype}, the state holds {kind}s of {dtype}")
+                raise UnsupportedError(f"the step makes a {x.kind} of {x.dtype}, and {kind}s of {dtype} are wanted")
             outputs.append((place, kind, dtype, x.name))
         needed = {name for *_, name in outputs}
         for eqn in reversed(self.equations):

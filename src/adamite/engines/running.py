@@ -1,0 +1,216 @@
+"""Stepping leaves, each by its engine.
+
+Eager arrays show their devices. Under jit it is decided for each platform what it would do, and XLA lowers that of the
+platform for which it compiles. An engine steps leaves of one device; it is given the parts that each device has
+
+    shown    by the type of the leaf, on a mesh of Explicit axes (see `sharded`),
+    found    by XLA's partitioner, on a mesh of Auto axes, on CPUs (see `partitioned`).
+"""
+
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from adamite.engines import sharded, xla
+from adamite.engines.choice import (
+    choose,
+    is_hidden,
+    may_have_kernel,
+    native,
+    pallas,
+    platform_of,
+    record,
+)
+from adamite.engines.leaf_step import Leaf, LeafStep, result_types, split
+from adamite.engines.library import library
+from adamite.numerics import is_traced
+
+EAGER_STEPS = 4
+"""Programs of eager steps by kernels, at most. A schedule that returns Python numbers needs one for each number."""
+
+Results = list[tuple[jax.Array, Any]]
+"""Of each leaf the weights or the update, and what the state then holds."""
+
+
+def run(asked: str, step: LeafStep, scalars: Any, leaves: Sequence[Leaf]) -> Results:
+    """Step leaves, each by an engine that can take it.
+
+    Args:
+        asked: one of `choice.ENGINES`.
+        step: what is done to each leaf.
+        scalars: tree of arrays of shape (), numbers and None, the same for all leaves.
+        leaves: the leaves.
+    """
+    if asked != "xla":
+        record(asked, step, scalars, list(leaves))
+    traced = any(is_traced(x) for x in jax.tree.leaves((scalars, [leaf.arrays for leaf in leaves])))
+    open_ = [may_have_kernel(asked, step, leaf) or (traced and step.in_slices) for leaf in leaves]
+    return _by_way(
+        leaves,
+        ["open" if is_open else "xla" for is_open in open_],
+        xla=lambda own: xla.run(step, scalars, own, jax.device_count()),
+        open=functools.partial(_under_jit if traced else _eagerly, asked, step, scalars),
+    )
+
+
+def _by_way(leaves: Sequence[Leaf], ways: Sequence[str], **step: Callable[[list[Leaf]], Results]) -> Results:
+    """The results of leaves that go several ways: ``step[way](leaves)``."""
+    done: dict[int, tuple[jax.Array, Any]] = {}
+    for way in dict.fromkeys(ways):
+        own = [i for i, other in enumerate(ways) if other == way]
+        done |= zip(own, step[way]([leaves[i] for i in own]), strict=True)
+    return [done[i] for i in range(len(leaves))]
+
+
+def _eagerly(asked: str, step: LeafStep, scalars: Any, leaves: Sequence[Leaf]) -> Results:
+    """Steps of arrays whose devices are known. Those by kernels of one device are jitted."""
+    chosen = [choose(asked, platform_of(leaf), step, scalars, leaf)[0] for leaf in leaves]
+    _warn(asked, platform_of(leaves[0]), step, leaves, chosen)
+    plainly = functools.partial(_chosen, step, chosen=chosen, devices=jax.device_count())
+    alone = not any(sharded.sharding_of(leaf) for leaf in leaves)
+    if not (step.constant and alone) or set(chosen) == {"xla"}:
+        return plainly(scalars, leaves)
+    arrays, put = split((scalars, leaves))
+    values, structure = jax.tree.flatten((scalars, leaves))
+    key = "eager", structure, tuple(x for x in values if not isinstance(x, jax.Array)), tuple(chosen)
+    if key not in step.programs:
+        if sum(key[0] == "eager" for key in step.programs) == EAGER_STEPS:
+            return plainly(scalars, leaves)
+        step.programs[key] = jax.jit(lambda arrays: plainly(*put(arrays)))
+    return step.programs[key](arrays)
+
+
+def _under_jit(asked: str, step: LeafStep, scalars: Any, leaves: Sequence[Leaf]) -> Results:
+    """Steps for whatever platform they are compiled for. Their derivatives are those of XLA's step."""
+    numbers, put = split(scalars)
+
+    def given(values: Any) -> tuple[Any, list[Leaf]]:
+        numbers, arrays = values
+        return put(numbers), [
+            leaf._replace(g=g, p=p, stored=stored) for leaf, (g, p, stored) in zip(fixed, arrays, strict=True)
+        ]
+
+    @jax.custom_jvp
+    def run(values: Any) -> Results:
+        branches = {
+            platform: functools.partial(_on_platform, asked, platform, step, *given(values))
+            for platform in ("cpu", "tpu", "default")
+        }
+        return jax.lax.platform_dependent(**branches)
+
+    @run.defjvp
+    def _derivative(primals: Any, tangents: Any) -> Any:
+        return jax.jvp(lambda values: xla.run(step, *given(values), jax.device_count()), primals, tangents)
+
+    fixed = [leaf._replace(g=None, p=None, stored=None) for leaf in leaves]
+    return run((numbers, [(leaf.g, leaf.p, leaf.stored) for leaf in leaves]))
+
+
+def _on_platform(asked: str, platform: str, step: LeafStep, scalars: Any, leaves: Sequence[Leaf]) -> Results:
+    """Steps under jit on one platform. On CPUs XLA's partitioner is asked how leaves are spread over devices."""
+    lowered = functools.partial(_deferred, functools.partial(_lowered, asked, platform), step, scalars)
+    if platform != "cpu" or asked == "xla" or not any(map(is_hidden, leaves)):
+        return lowered(leaves)
+    chosen = [choose(asked, platform, step, scalars, leaf)[0] for leaf in leaves]
+    found = {name: functools.partial(_by_partitioner, name, step, scalars) for name in OF_ONE_DEVICE}
+    return _by_way(leaves, chosen, xla=lowered, **found)
+
+
+def _by_partitioner(engine: str, step: LeafStep, scalars: Any, leaves: list[Leaf]) -> Results:
+    from adamite.engines import partitioned  # imported where it is wanted, as `deferred`: JAX imports much for both
+
+    return partitioned.run(functools.partial(OF_ONE_DEVICE[engine], step), step, scalars, leaves)
+
+
+def _lowered(asked: str, platform: str, devices: int, step: LeafStep, scalars: Any, leaves: Sequence[Leaf]) -> Results:
+    """Steps while they are lowered: it is known over how many devices leaves may be spread."""
+    chosen = [choose(asked, platform, step, scalars, leaf)[0] for leaf in leaves]
+    _warn(asked, platform, step, leaves, chosen)
+    if devices > 1:
+        chosen = ["xla" if is_hidden(leaf) else engine for leaf, engine in zip(leaves, chosen, strict=True)]
+    return _chosen(step, scalars, leaves, chosen, devices)
+
+
+def _chosen(step: LeafStep, scalars: Any, leaves: Sequence[Leaf], chosen: Sequence[str], devices: int) -> Results:
+    """Steps of leaves by the engines chosen."""
+    own = {name: functools.partial(_by_parts, name, step, scalars) for name in OF_ONE_DEVICE}
+    return _by_way(leaves, chosen, xla=lambda own: xla.run(step, scalars, own, devices), **own)
+
+
+def _by_parts(name: str, step: LeafStep, scalars: Any, leaves: list[Leaf]) -> Results:
+    """Steps by an engine. Where a leaf is spread over devices, each steps its own part."""
+    engine = functools.partial(OF_ONE_DEVICE[name], step)
+    return _by_way(
+        leaves,
+        ["whole" if sharded.sharding_of(leaf) is None else "spread" for leaf in leaves],
+        whole=functools.partial(engine, scalars),
+        spread=lambda own: [sharded.run(engine, step, scalars, leaf) for leaf in own],
+    )
+
+
+def _deferred(function: Callable[..., Results], step: LeafStep, scalars: Any, leaves: Sequence[Leaf]) -> Results:
+    """``function(devices, step, scalars, leaves)``, traced when it is lowered."""
+    from adamite.engines.deferred import deferred
+
+    numbers, put = split(scalars)
+    arrays, form = jax.tree.flatten([(leaf.g, leaf.p, leaf.stored) for leaf in leaves])
+    fixed = [leaf._replace(g=None, p=None, stored=None) for leaf in leaves]
+
+    def flat(devices: int, *values: jax.Array) -> list[jax.Array]:
+        rows = form.unflatten(values[len(numbers) :])
+        own = [leaf._replace(g=g, p=p, stored=stored) for leaf, (g, p, stored) in zip(fixed, rows, strict=True)]
+        return jax.tree.leaves(function(devices, step, put(values[: len(numbers)]), own))
+
+    new = iter(deferred(flat, _types(step, scalars, leaves), *numbers, *arrays))
+    return [(next(new), jax.tree.map(lambda _: next(new), leaf.stored)) for leaf in leaves]
+
+
+def _types(step: LeafStep, scalars: Any, leaves: Sequence[Leaf]) -> list[Any]:
+    """The types of the results: those of what they replace. Inside of shard_map they may vary over more axes."""
+    arrays = [*split(scalars)[0], *(x for leaf in leaves for x in leaf.arrays)]
+    if any(jax.typeof(x).manual_axis_type.varying for x in arrays):
+        numbers, put = split(scalars)
+        rows = [(leaf.g, leaf.p, leaf.stored) for leaf in leaves]
+
+        def plainly(numbers: Any, rows: Any) -> Results:
+            own = [leaf._replace(g=g, p=p, stored=s) for leaf, (g, p, s) in zip(leaves, rows, strict=True)]
+            return xla.run(step, put(numbers), own, 1)
+
+        return list(jax.make_jaxpr(plainly)(numbers, rows).out_avals)
+    return result_types(step, leaves)
+
+
+def _warn(asked: str, platform: str, step: LeafStep, leaves: Sequence[Leaf], chosen: Sequence[str]) -> None:
+    """Warn once where moments of few bits are stepped by XLA, and a kernel could be had."""
+    if asked != "auto" or not any(e == "xla" and step.few_bits(x.stored) for x, e in zip(leaves, chosen, strict=True)):
+        return
+    if platform == "cpu" and library() is None:
+        _warn_once(
+            "adamite-native is not installed: XLA steps moments of few bits, which takes two to three times as long. "
+            "To install it: pip install adamite[native], or pip install ./native in a checkout"
+        )
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=2)
+
+
+def _by_native(step: LeafStep, scalars: Any, leaves: Sequence[Leaf]) -> Results:
+    return native().run(step, scalars, leaves)
+
+
+def _by_pallas(step: LeafStep, scalars: Any, leaves: Sequence[Leaf]) -> Results:
+    """On CPUs it is interpreted."""
+    run = functools.partial(pallas().run, step, scalars, leaves)
+    return jax.lax.platform_dependent(tpu=run, default=functools.partial(run, interpret=True))
+
+
+OF_ONE_DEVICE: dict[str, Callable[[LeafStep, Any, Sequence[Leaf]], Results]] = {
+    "native": _by_native,
+    "pallas": _by_pallas,
+}
+"""``engine(step, scalars, leaves)``."""
