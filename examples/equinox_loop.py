@@ -2,9 +2,11 @@
 
 You will see a small network with dropout learn to tell benign from malignant tumours (scikit-learn's breast cancer
 data, 30 standardized features). What to learn: a model holds things that are not arrays (activations, dropout rates),
-so the state is made for its arrays only: `tx.init(eqx.filter(model, eqx.is_inexact_array))`. A step takes the whole
-model. Where the gradient is None, adamite leaves alone whatever stands there. `tx.step` keeps the weights' dtype;
-`eqx.apply_updates` does not: with a rounding it would turn bfloat16 weights into float32.
+so the state is made for its arrays only: `tx.init(eqx.filter(model, eqx.is_inexact_array))`. One line steps the whole
+model in one pass, in place of `tx.update` and `eqx.apply_updates`: `model, state = tx.step(gradients, state, model)`.
+Where the gradient is None, adamite leaves alone whatever stands there. `tx.step` keeps the weights' dtype;
+`eqx.apply_updates` does not: with a rounding it would turn bfloat16 weights into float32. The step donates model and
+state, all but its first argument, so that both are written in place.
 """
 
 from pathlib import Path
@@ -43,10 +45,12 @@ class Classifier(eqx.Module):
         return self.output(self.dropout(jax.nn.relu(self.hidden(x)), key=key))
 
 
-@eqx.filter_jit
+@eqx.filter_jit(donate="all-except-first")
 def train_step(
-    model: Classifier, state: optax.OptState, x: jax.Array, y: jax.Array, key: jax.Array
+    batch: tuple[jax.Array, jax.Array, jax.Array], model: Classifier, state: optax.OptState
 ) -> tuple[Classifier, optax.OptState, jax.Array]:
+    x, y, key = batch
+
     def loss_fn(model: Classifier) -> jax.Array:
         logits = jax.vmap(model)(x, jax.random.split(key, len(x)))
         return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
@@ -75,7 +79,7 @@ def main(out: Path) -> None:
         key, shuffle_key = jax.random.split(key)
         for rows in jax.random.permutation(shuffle_key, len(x))[: steps * BATCH].reshape(steps, BATCH):
             key, dropout_key = jax.random.split(key)
-            model, state, loss = train_step(model, state, x[rows], y[rows], dropout_key)
+            model, state, loss = train_step((x[rows], y[rows], dropout_key), model, state)
             losses.append(float(loss))
         accuracies.append(float(accuracy(model, x_test, y_test)))
 

@@ -1,8 +1,9 @@
 """A training loop in Flax NNX: the model and the optimizer are objects that `nnx.jit` updates in place.
 
 You will see a small network with dropout learn to tell benign from malignant tumours (scikit-learn's breast cancer
-data, 30 standardized features). What to learn: `nnx.Optimizer` takes an adamite optimizer as it takes any of Optax's,
-and nothing else changes.
+data, 30 standardized features). What to learn: `nnx.Optimizer` takes an adamite optimizer as it takes any of Optax's.
+`adamite.flax.Optimizer` in its place steps in one pass, and the line that builds the optimizer is the one that changes.
+The step donates model and optimizer, so that both are written in place.
 """
 
 from pathlib import Path
@@ -17,6 +18,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
 import adamite
+from adamite.flax import Optimizer
 
 EPOCHS, BATCH, WIDTH, DROPOUT = 30, 32, 32, 0.2
 
@@ -34,8 +36,8 @@ class Classifier(nnx.Module):
         return self.output(self.dropout(nnx.relu(self.hidden(x))))
 
 
-@nnx.jit
-def train_step(model: Classifier, optimizer: nnx.Optimizer, x: jax.Array, y: jax.Array) -> jax.Array:
+@nnx.jit(donate_argnames=("model", "optimizer"))
+def train_step(model: Classifier, optimizer: Optimizer, x: jax.Array, y: jax.Array) -> jax.Array:
     def loss_fn(model: Classifier) -> jax.Array:
         return optax.softmax_cross_entropy_with_integer_labels(model(x), y).mean()
 
@@ -56,7 +58,7 @@ def main(out: Path) -> None:
 
     steps, rngs = len(x) // BATCH, nnx.Rngs(0)
     model = Classifier(rngs)
-    optimizer = nnx.Optimizer(model, adamite.adamw(learning_rate=3e-3, weight_decay=1e-2), wrt=nnx.Param)
+    optimizer = Optimizer(model, adamite.adamw(learning_rate=3e-3, weight_decay=1e-2), wrt=nnx.Param)
     losses, accuracies = [], []
     for _ in range(EPOCHS):
         model.train()

@@ -1,8 +1,9 @@
 """A training loop in plain JAX: parameters are a dict, the model is a function, `jax.jit` compiles the step.
 
 You will see a small network with dropout learn to tell benign from malignant tumours (scikit-learn's breast cancer
-data, 30 standardized features). What to learn: an optimizer is a pair of pure functions, `init` and `update`, and its
-state is one more value that the step takes and returns. flax_nnx.py, flax_linen.py and equinox_loop.py are the same
+data, 30 standardized features). What to learn: an optimizer is pure functions, and its state is one more value that a
+step takes and returns. `tx.step` is `tx.update` and `optax.apply_updates` in one line and one pass. The step donates
+parameters and state, so that both are written in place. flax_nnx.py, flax_linen.py and equinox_loop.py are the same
 loop in the idiom of each framework.
 """
 
@@ -42,16 +43,16 @@ def model(params: dict[str, jax.Array], x: jax.Array, dropout_key: jax.Array | N
     return hidden @ params["w2"] + params["b2"]
 
 
-@jax.jit
+@jax.jit(donate_argnames=("params", "state"))
 def train_step(
     params: dict[str, jax.Array], state: optax.OptState, x: jax.Array, y: jax.Array, key: jax.Array
-) -> tuple[optax.Params, optax.OptState, jax.Array]:
+) -> tuple[dict[str, jax.Array], optax.OptState, jax.Array]:
     def loss_fn(params: dict[str, jax.Array]) -> jax.Array:
         return optax.softmax_cross_entropy_with_integer_labels(model(params, x, key), y).mean()
 
     loss, gradients = jax.value_and_grad(loss_fn)(params)
-    updates, state = tx.update(gradients, state, params)
-    return optax.apply_updates(params, updates), state, loss
+    params, state = tx.step(gradients, state, params)
+    return params, state, loss
 
 
 @jax.jit

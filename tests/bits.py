@@ -26,6 +26,11 @@ def types(tree: Any) -> Any:
     return jax.tree.map(lambda x: (x.shape, x.dtype.name, x.weak_type), tree)
 
 
+def place(x: jax.Array) -> int:
+    """Where in memory an array of one device is."""
+    return x.unsafe_buffer_pointer()
+
+
 def trajectory(tx: optax.GradientTransformation, params: Any, gradients: Any) -> Any:
     """All updates and states, and the last parameters, of a jitted scan over stacked gradients."""
 

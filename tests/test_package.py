@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -37,10 +38,29 @@ def test_building_an_optimizer_starts_no_backend():
     python('import adamite; adamite.adamw(1e-3, weight_decay=0.1, mask={"w": True})\n' + BEFORE_ANY_BACKEND)
 
 
-@pytest.mark.parametrize("room", ["checkpoint", "interop"])
+@pytest.mark.parametrize("room", ["checkpoint", "interop", "flax"])
 def test_rooms_with_extras_are_imported_by_name_only_and_start_no_backend(room):
     code = f"import sys, adamite; print('adamite.{room}' in sys.modules); import adamite.{room}\n"
     assert python(code + BEFORE_ANY_BACKEND) == "False"
+
+
+@pytest.mark.parametrize(
+    ("module", "code", "by", "package"),
+    [
+        ("flax", "import adamite.flax", "adamite.flax", "flax"),
+        ("orbax", "import adamite.checkpoint", "adamite.checkpoint", "orbax-checkpoint"),
+        (
+            "safetensors",
+            "from adamite.interop import files; files.replace('w', {}, {})",
+            "adamite.interop",
+            "safetensors",
+        ),
+        ("safetensors", "from adamite.interop import read_torch; read_torch('w')", "adamite.interop", "safetensors"),
+    ],
+)
+def test_a_missing_package_is_asked_for_by_name(module, code, by, package):
+    code = f"import sys; sys.modules['{module}'] = None\ntry: {code}\nexcept ImportError as error: print(error)"
+    assert re.fullmatch(rf"{by} needs {package} \(.+\): pip install --upgrade {package}", python(code))
 
 
 MODULES = {

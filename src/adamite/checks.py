@@ -4,10 +4,11 @@
 for shape and kind only; their numbers are not known yet.
 """
 
+import contextlib
 import math
 import numbers
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import jax
@@ -20,6 +21,15 @@ from adamite.paths import leaves_with_path, map_with_path
 
 class RefusedError(ValueError):
     """What was read is damaged, or not what was asked for. Nothing of it was used."""
+
+
+@contextlib.contextmanager
+def needed(by: str, package: str) -> Iterator[None]:
+    """Where an import inside fails, says which package to install."""
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(f"{by} needs {package} ({error}): pip install --upgrade {package}") from error
 
 
 def decay_rate(name: str, value: jax.typing.ArrayLike) -> jax.typing.ArrayLike:

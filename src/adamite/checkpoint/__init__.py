@@ -3,8 +3,10 @@
 Needs the extra ``checkpoint``, which is orbax-checkpoint: `import adamite` alone does not.
 """
 
-from adamite.checkpoint.manifest import Manifest
-from adamite.checkpoint.saving import Checkpoint, manager, read_manifest, restore, save
-from adamite.checks import RefusedError
+from adamite.checks import RefusedError, needed
+
+with needed("adamite.checkpoint", "orbax-checkpoint"):
+    from adamite.checkpoint.manifest import Manifest
+    from adamite.checkpoint.saving import Checkpoint, manager, read_manifest, restore, save
 
 __all__ = ["Checkpoint", "Manifest", "RefusedError", "manager", "read_manifest", "restore", "save"]

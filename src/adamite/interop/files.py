@@ -86,7 +86,8 @@ def opened(path: str | os.PathLike[str], recipe: str) -> Iterator[File]:
         RefusedError: it is no safetensors file, or is cut off.
         OSError: there is none, or it cannot be opened.
     """
-    from safetensors import SafetensorError, safe_open
+    with checks.needed("adamite.interop", "safetensors"):
+        from safetensors import SafetensorError, safe_open
 
     name = checks.path("path", path)
     with open(name, "rb") as file:  # what cannot be opened is told by Python
@@ -118,7 +119,8 @@ def replace(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], meta
         arrays: in C order, by name.
         metadata: goes into the header.
     """
-    from safetensors.numpy import save_file
+    with checks.needed("adamite.interop", "safetensors"):
+        from safetensors.numpy import save_file
 
     target = pathlib.Path(checks.path("path", path))
     beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
