@@ -64,7 +64,8 @@ def train(cls, tx, dtype=jnp.float32, wrt=nnx.Param, steps=3, started=None, **ex
 
     @nnx.jit
     def step(model, optimizer):
-        optimizer.update(model, gradients(model, wrt), **exactly(cls), **extra_args)
+        with engines.asking("xla"):
+            optimizer.update(model, gradients(model, wrt), **exactly(cls), **extra_args)
 
     before = compiled()
     for number in range(steps):
@@ -144,7 +145,8 @@ def eagerly(cls, tx):
     model = Model()
     optimizer = cls(model, tx, wrt=nnx.Param)
     for _ in range(2):
-        optimizer.update(model, gradients(model), **exactly(cls))
+        with engines.asking("xla"):
+            optimizer.update(model, gradients(model), **exactly(cls))
     return model, optimizer
 
 
@@ -155,7 +157,8 @@ def split_and_merged(cls, tx):
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state):
         model, optimizer = nnx.merge(graph, state)
-        optimizer.update(model, gradients(model), **exactly(cls))
+        with engines.asking("xla"):
+            optimizer.update(model, gradients(model), **exactly(cls))
         return nnx.state((model, optimizer))
 
     return nnx.merge(graph, step(step(state)))
@@ -168,7 +171,8 @@ def scanned(cls, tx):
     @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=(nnx.Carry, 0))
     def steps(both, x):
         model, optimizer = both
-        optimizer.update(model, gradients(model, x=x), **exactly(cls))
+        with engines.asking("xla"):
+            optimizer.update(model, gradients(model, x=x), **exactly(cls))
         return both, None
 
     steps(both, jnp.stack([X, X[::-1]]))
@@ -184,7 +188,8 @@ def an_ensemble(cls, tx):
     @nnx.jit
     @nnx.vmap(in_axes=(0, 0), out_axes=None)
     def step(model, optimizer):
-        optimizer.update(model, gradients(model), **exactly(cls))
+        with engines.asking("xla"):
+            optimizer.update(model, gradients(model), **exactly(cls))
 
     both = new(jax.random.split(jax.random.key(0), 2))
     step(*both)
@@ -199,7 +204,8 @@ def as_a_tree(cls, tx):
     @nnx.jit(graph=False)
     def step(model, optimizer):
         grads = nnx.grad(lambda m: jnp.mean(m(X) ** 2), graph=False)(model)
-        optimizer.update(model, grads, **exactly(cls))
+        with engines.asking("xla"):
+            optimizer.update(model, grads, **exactly(cls))
 
     step(model, optimizer)
     return model, optimizer
@@ -362,7 +368,12 @@ def test_what_asks_for_its_state():
 def test_model_and_optimizer():
     def run(cls):
         both = cls(Model(), adamite.adamw(1e-2))
-        step = nnx.jit(lambda both: both.update(gradients(both.model), **exactly(cls)), donate_argnums=0)
+
+        def update(both, cls=cls):
+            with engines.asking("xla"):
+                both.update(gradients(both.model), **exactly(cls))
+
+        step = nnx.jit(update, donate_argnums=0)
         step(both)
         step(both)
         return both

@@ -55,9 +55,9 @@ class Optimizer(optax.GradientTransformationExtraArgs):
             state: the optimizer's state.
             params: tree of parameters, of shapes like the gradients'; where a gradient is None, anything may stand: a
                 whole Equinox model will do. Donate state and parameters under jit, and nothing is copied.
-            engine: "auto", "xla", "pallas" or "native". With "xla", and where nothing else can be had, results are
-                those of ``update`` and ``optax.apply_updates`` to the bit. A run may change engines at any step. Which
-                engine takes which leaf, `adamite.memory_report` tells.
+            engine: "auto", "xla", "pallas" or "native". With "xla" results are those of ``update`` (of the same
+                engine) and ``optax.apply_updates`` to the bit. A run may change engines at any step. Which engine takes
+                which leaf, `adamite.memory_report` tells.
             **extra_args: as `update` takes them.
 
         Returns:
@@ -83,7 +83,7 @@ class Optimizer(optax.GradientTransformationExtraArgs):
         if params is None:
             raise TypeError("params must be the tree of parameters, got None: call step(grads, state, params)")
         weights: Any = params  # any tree, of which Optax's types know some
-        if self.take is not None:
+        if self.take is not None and engine != "xla":
             return self.take(grads, state, weights, engine, extra_args)
         with asking(engine):
             updates, state = self.update(grads, state, weights, **extra_args)
