@@ -8,9 +8,10 @@ is lost, at every step. Let theta be where a step leads, in float32, and p' the 
     Residual8      p' is nearest, and beside it stand 8 bits more       a weight of 16 bits, the last one stochastic
     Residual16     p' is nearest, and beside it stand 16 bits more      theta itself
 
-p' is the weight that the model sees; p' and its residual together are the weight that the optimizer steps. Residual8
-counts in 256ths of the spacing at p'. Residual16 is the lower half of theta's bits as a signed number: p' is theta
-rounded half up, in integers, so that no tie is ambiguous.
+p' is the weight that the model sees; p' and its residual together are the weight that the optimizer steps. A bfloat16
+is the upper half of a float32. Residual16 is the lower half of theta's bits as a signed number: p' is theta rounded
+half up, in integers, so that no tie is ambiguous. Residual8 is the upper half of that: it counts in 256ths of the
+spacing at p'. A float16 is no half of a float32, so there Residual8 counts in float32.
 
 Derivatives pass straight through: that of a rounded number is that of the number (Bengio et al. 2013,
 arXiv:1308.3432), as it is for a cast. The true one is 0 almost everywhere.
@@ -118,10 +119,17 @@ class Residual8:
     def weights(self, p: jax.Array, residual: Any) -> jax.Array:
         """`p` and the counts beside it."""
         wide = p.astype(jnp.float32)
+        if p.dtype == jnp.bfloat16:
+            return straight_through(wide, _from_bits(_to_bits(wide) + (residual.astype(jnp.int32) << 8)))
         return wide + residual.astype(jnp.float32) * (spacing(wide, p.dtype) / 256)
 
     def round(self, theta: jax.Array, dtype: jnp.dtype, bits: Bits) -> tuple[jax.Array, Any]:
         """The nearest, and the counts from there."""
+        if dtype == jnp.bfloat16:
+            fine = (_to_bits(_clip(theta, dtype)) + (bits() >> 24).astype(jnp.int32)) & ~0xFF
+            upper, finite = (fine + 0x8000) & ~0xFFFF, jnp.isfinite(theta)
+            counts = jnp.where(finite, (fine - upper) >> 8, 0).astype(jnp.int8)
+            return straight_through(theta, jnp.where(finite, _from_bits(upper), theta)), counts
         p = _half_up(theta, dtype)
         unit = spacing(p, dtype) / 256
         fine = p + jnp.floor((theta - p) / unit + uniform(bits(), 16)) * unit

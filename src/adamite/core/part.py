@@ -5,6 +5,7 @@ what they know of that element alone. So they need not be done one after the oth
 stepped by all of them and written (see `leafwise`).
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -35,6 +36,10 @@ class Part(NamedTuple):
     """``weights(p, stored)``: what stands for the parameters in all parts before this one, float32. A part that has it
     comes last, is given p as it is, and returns updates that must not be rounded any more."""
 
+    to_weights: Callable[..., tuple[jax.Array, Any]] | None = None
+    """``to_weights(scalars, u, p, stored, bits) -> (p, stored)``: as `step`, but with the new weights, of p's dtype, in
+    place of updates that lead there. A part that has `weights` has it."""
+
     block: int = 1
     """How many elements along the last axis are stepped together."""
 
@@ -59,11 +64,11 @@ def compose(parts: Sequence[Part]) -> Part:
         scalars, columns = zip(*opened, strict=True)
         return scalars, list(zip(*columns, strict=True))
 
-    def step(scalars: Any, u: Any, p: Any, stored: Any, bits: Any) -> tuple[Any, Any]:
+    def step_by(end_by: Callable[..., Any], scalars: Any, u: Any, p: Any, stored: Any, bits: Any) -> tuple[Any, Any]:
         seen = weights(p, stored[-1]) if weights else p
         new = []
-        for part, its_scalars, s in zip(parts, scalars, stored, strict=True):
-            u, s = part.step(its_scalars, u, p if part is last else seen, s, bits)
+        for part, own_scalars, s in zip(parts, scalars, stored, strict=True):
+            u, s = end_by(own_scalars, u, p, s, bits) if part is last else part.step(own_scalars, u, seen, s, bits)
             new.append(s)
         return u, tuple(new)
 
@@ -76,8 +81,9 @@ def compose(parts: Sequence[Part]) -> Part:
     return Part(
         init=lambda params: tuple(part.init(params) for part in parts),
         begin=begin,
-        step=step,
+        step=functools.partial(step_by, last.step),
         end=end,
+        to_weights=last.to_weights and functools.partial(step_by, last.to_weights),
         weights=weights and (lambda p, stored: weights(p, stored[-1])),
         block=max(part.block for part in parts),
         in_slices=any(part.in_slices for part in parts),

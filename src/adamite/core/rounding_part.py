@@ -14,6 +14,7 @@ from adamite.core.ownership import belonging, is_absent
 from adamite.core.part import Part
 from adamite.core.placement import beside
 from adamite.core.tree_pass import leafwise
+from adamite.engines import moved
 from adamite.identity import described, identity
 from adamite.numerics import as_array, cast, is_none, unfused, widen
 from adamite.paths import leaves_with_path, map_with_path, unwrapped
@@ -28,7 +29,6 @@ from adamite.rounding import (
     Rounding,
     Stochastic,
     as_stored,
-    nearest,
 )
 
 
@@ -110,14 +110,22 @@ def round_weights(rounding: Any = "stochastic") -> Optimizer:
         if not _short(p):
             return u, residual
         wide = p.astype(jnp.float32)
-        target, new = how.round(how.weights(p, residual) + unfused(cast(u, jnp.float32)), p.dtype, lambda: bits(key))
+        target, new = target_of(key, u, p, residual, bits)
         step = target - wide
         if residual is None:
             return step, None
-        # p + u is the target, but for a step across 0 from just below a power of two, to less than p / 2^15. There it
-        # is within half a unit in the last place of p, and theta has so few bits that nothing is left for a residual:
-        # the comparison changes no result. But without it XLA keeps one more array of each slice.
-        return step, jnp.where(nearest(wide + step, p.dtype) == target, new, 0)
+        # p + u is the target, but for a step to less than p / 2^15. Of such a theta nothing is left for a residual: the
+        # comparison changes no result that matters. But without it XLA keeps one more array of each slice.
+        return step, jnp.where(wide + step == target, new, 0)
+
+    def target_of(key: Any, u: jax.Array, p: jax.Array, residual: Any, bits: Any) -> tuple[jax.Array, Any]:
+        return how.round(how.weights(p, residual) + unfused(cast(u, jnp.float32)), p.dtype, lambda: bits(key))
+
+    def to_weights(key: Any, u: jax.Array, p: jax.Array, residual: Any, bits: Any) -> tuple[jax.Array, Any]:
+        if not _short(p):
+            return moved(p, u), residual
+        target, new = target_of(key, u, p, residual, bits)
+        return target.astype(p.dtype), new
 
     def end(state: Any, columns: list[Any], structure: Any) -> Any:
         if not isinstance(state, RoundingState):
@@ -128,7 +136,7 @@ def round_weights(rounding: Any = "stochastic") -> Optimizer:
     def weights(p: jax.Array, residual: Any) -> jax.Array:
         return how.weights(p, residual) if _short(p) else widen(p)
 
-    return leafwise(Part(init, begin, step, end, weights, in_slices=residual_dtype is not None))
+    return leafwise(Part(init, begin, step, end, weights, to_weights, in_slices=residual_dtype is not None))
 
 
 def rounds_weights(tx: Any) -> bool:

@@ -62,8 +62,9 @@ class TreePass:
         self.rounded = rounded and part.weights is None
         self.to_updates, self.to_weights = (
             LeafStep(
-                self._update_leaf,
+                functools.partial(self._step_leaf, part.step),
                 ends_with_weights=ends_with_weights,
+                to_weights=part.to_weights and functools.partial(self._step_leaf, part.to_weights),
                 block=part.block,
                 in_slices=part.in_slices,
                 few_bits=part.few_bits,
@@ -125,11 +126,18 @@ class TreePass:
         exact = self.part.weights is not None or not (self.rounded or step.ends_with_weights)
         return wide_dtype(dtype) if exact else dtype
 
-    def _update_leaf(
-        self, scalars: Any, number: Any, index: Callable[[], jax.Array], g: Any, p: Any, stored: Any
+    def _step_leaf(
+        self,
+        step: Callable[..., Any],
+        scalars: Any,
+        number: Any,
+        index: Callable[[], jax.Array],
+        g: Any,
+        p: Any,
+        stored: Any,
     ) -> tuple[jax.Array, Any]:
         p = widen(p) if p is not None and self.part.weights is None else p
-        return self.part.step(scalars, widen(g), p, stored, lambda key: random_bits(fold(key, number), index()))
+        return step(scalars, widen(g), p, stored, lambda key: random_bits(fold(key, number), index()))
 
 
 def _paths(updates: Any) -> list[str]:

@@ -26,6 +26,7 @@ class LeafStep:
             the state holds. ``u`` is of at least float32. An element of the results depends on its block alone, unless
             the step is not `elementwise`.
         ends_with_weights: whether the result is the weights. Else it is the update.
+        to_weights: as `update`, with the new weights in place of ``u``; None: they are the sum of weights and update.
         block: how many elements along the last axis are stepped together.
         in_slices: whether XLA steps large leaves in slices.
         few_bits: ``few_bits(stored)``: whether a moment of the leaf has fewer bits than a float32.
@@ -38,6 +39,7 @@ class LeafStep:
         update: Callable[..., tuple[jax.Array, Any]],
         *,
         ends_with_weights: bool,
+        to_weights: Callable[..., tuple[jax.Array, Any]] | None = None,
         block: int = 1,
         in_slices: bool = False,
         few_bits: Callable[[Any], bool] = lambda _: False,
@@ -47,6 +49,7 @@ class LeafStep:
         """See the attributes."""
         self.update = update
         self.ends_with_weights = ends_with_weights
+        self.to_weights = to_weights
         self.block = block
         self.in_slices = in_slices
         self.few_bits = few_bits
@@ -59,6 +62,8 @@ class LeafStep:
         self, scalars: Any, number: Any, index: Callable[[], jax.Array], g: Any, p: Any, stored: Any, dtype: Any
     ) -> tuple[jax.Array, Any]:
         """``(weights or update, stored)``; the update is rounded to `dtype`."""
+        if self.ends_with_weights and self.to_weights:
+            return self.to_weights(scalars, number, index, g, p, stored)
         u, new = self.update(scalars, number, index, g, p, stored)
         return self.result(p, cast(u, dtype)), new
 
