@@ -137,10 +137,11 @@ $(VENV)/libtpu: $(VENV)/train.installed
 TPU := JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 TPU_LIBRARY_PATH=$(CURDIR)/$(VENV)/libtpu/libtpu/libtpu.so $(BIN)/python
 QUIETLY := 2>&1 | grep -v "TPU_WORKER_HOSTNAMES\|accelerator type\|InitGoogle\|Source Location\|libtpu_init"
 
-tpu-check: $(VENV)/libtpu  ## what the TPU compiler makes of a step: bytes kept, moved and sent; needs no TPU (10 minutes)
+tpu-check: $(VENV)/libtpu  ## what the TPU compiler makes of a step: bytes kept, moved and sent, time to compile; needs no TPU (20 minutes)
 	$(TPU) benchmarks/scale.py --tpu --out out/tpu-scale.json $(QUIETLY)
 	$(TPU) benchmarks/guards.py --tpu --out out/tpu-guards.json $(QUIETLY)
 	$(TPU) benchmarks/step_memory.py --tpu --out out/tpu-check.json $(QUIETLY)
+	$(TPU) benchmarks/compile_time.py --tpu --rounds 1 --out out/tpu-compile-time.json $(QUIETLY)
 
 lock:  ## write requirements.lock anew (needs uv)
 	$(PYTHON) .ci/lock.py

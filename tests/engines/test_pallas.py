@@ -94,3 +94,11 @@ def test_scalars_may_be_traced_or_not():
         return jax.jit(lambda g, s, p: inner.step(g, s, p, engine=engine))(params, state.inner_state, params)
 
     assert_close(step("pallas"), step("xla"))
+
+
+def test_leaves_that_are_alike_share_a_kernel():
+    """The kernel is lowered once: a leaf's number, from which random bits are made, is an operand."""
+    tx = adamw("int8", "stochastic")
+    params = tree([(64, 512), (300,), (3, 40)] * 4, dtype=jnp.bfloat16)
+    text = by(pallas, tx).lower(params, tx.init(params), params).as_text()
+    assert text.count("func.func private @launch") == 3

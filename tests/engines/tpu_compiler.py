@@ -2,15 +2,16 @@
 
 import json
 import math
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from cases import ROUNDINGS, adamw
 from hlo_bytes import moved
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from engines.cases import ROUNDINGS, adamw
 from specs import SPECS
 
 STORAGES = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8", "float8": ("int8", "float8")}
@@ -29,7 +30,8 @@ def cases():
             yield spec.name, spec.build(moments="int8"), jnp.float32, [SMALL]
     for shape in [(3, 5, 300), (17, 257), (33, 127), (2, 3, 4, 640), (5, 1, 70), (8192,), (5000,), (7,), ()]:
         yield f"shape {shape}", adamw("int8", "residual8"), jnp.bfloat16, [shape]
-    yield "small leaves together", adamw("int8"), jnp.float32, [(64,), (3, 40), (7, 9, 130), (4096,)]
+    yield "small leaves", adamw("int8"), jnp.float32, [(64,), (3, 40), (7, 9, 130), (4096,)]
+    yield "vectors", adamw(), jnp.float32, [(768,)] * 10
 
 
 def main() -> None:
@@ -50,7 +52,9 @@ def main() -> None:
                 program = step.lower(params, state, params).compile()
             text = program.as_text()
             figures = {
+                "leaves": len(shapes),
                 "kernels": text.count('custom_call_target="tpu_custom_call"'),
+                "texts": len(set(re.findall(r'"body":"([^"]*)"', text))),
                 "moved": moved(text)[0] / n,
                 "beside": program.memory_analysis().temp_size_in_bytes / n,
             }

@@ -143,7 +143,7 @@ def _why_not(asked: str, engine: str, platform: str, step: LeafStep, scalars: An
         return why
     if why := native().why_not(step, scalars, leaf) if engine == "native" else pallas().why_not(step, leaf):
         return why
-    plain = step.block == 1 or leaf.g.ndim < 2 or leaf.g.shape[-1] % 128
+    plain = step.block == 1 or (leaf.g.ndim > 1 and leaf.g.shape[-1] % 128)
     return "XLA moves as few bytes" if asked == "auto" and engine == "pallas" and plain else ""
 
 

@@ -5,13 +5,15 @@ taken together without a copy. The grid brings in a tile of about 2^17 elements 
 width, which fit the registers, are stepped after one another. Where a block ends beyond the last column, it is stepped
 at its own width: nothing is padded. Rows beyond the last are read as anything and not written.
 
+A vector is taken whole. XLA would copy it to give it three axes, for it lays a single axis out in another way. So the
+kernel gets it with one axis, and copies it inside of the fast memory.
+
 One number for each block is kept in a tile that has all of a row's: at each block one of them is replaced.
 """
 
 import functools
-import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,15 +21,13 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from adamite.engines.leaf_step import Leaf, LeafStep, first_of_row, kind, split, step_once, typed, unserved
+from adamite.engines.leaf_step import Leaf, LeafStep, Place, first_of_row, kind, split, step_once, typed, unserved
 
 DTYPES = tuple(map(jnp.dtype, (jnp.float32, jnp.bfloat16, jnp.int8, jnp.uint8, jnp.int16)))
 TILE, ROWS, WIDTH = 2**17, 32, 256
 COLUMNS = 4096
 FAST_MEMORY = 2**26
 """Bytes that a kernel may use of it."""
-SMALL, TOGETHER = 2**14, 2**17
-"""Leaves of so few elements are taken several at a time, so many elements together."""
 
 
 class View(NamedTuple):
@@ -39,6 +39,8 @@ class View(NamedTuple):
     """How many rows are stepped at once."""
     width: int
     """How many columns."""
+    staged: bool
+    """Whether the kernel gets the arrays with one axis, and copies them inside of the fast memory."""
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -57,101 +59,142 @@ def why_not(step: LeafStep, leaf: Leaf) -> str:
 def run(
     step: LeafStep, scalars: Any, leaves: Sequence[Leaf], *, interpret: bool = False
 ) -> list[tuple[jax.Array, Any]]:
-    """The leaves after a step: weights and what the state holds of each."""
-    results: list[Any] = [None] * len(leaves)
-    for group in _groups(step, leaves):
-        done = _launch(step, scalars, [leaves[i] for i in group], interpret)
-        for i, result in zip(group, done, strict=True):
-            results[i] = result
+    """The leaves after a step: the result and what the state holds of each."""
+    numbers, _ = split(scalars)
+    values, structure = jax.tree.flatten(scalars)
+    constants = structure, tuple(None if isinstance(x, jax.Array) else (type(x), x) for x in values)
+    results = []
+    for leaf in leaves:
+        origin, whole = (None, None) if leaf.place is None else (leaf.place.origin, leaf.place.shape)
+        arrays, form = jax.tree.flatten((jnp.uint32(leaf.number), origin, leaf.g, leaf.p, leaf.stored))
+        types = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays)
+        alike = Alike(leaf.g.shape, leaf.dtype, whole, types, form, len(leaf.kept))
+        key = "pallas", constants, alike, interpret
+        if key not in step.programs:
+            step.programs[key] = _launch(step, constants, alike, interpret)
+        first, *kept = step.programs[key](numbers, arrays)
+        results.append((first, jax.tree.structure(leaf.stored).unflatten(kept)))
     return results
 
 
-def _groups(step: LeafStep, leaves: Sequence[Leaf]) -> list[list[int]]:
-    """Which leaves are taken together: large ones alone."""
-    groups: list[list[int]] = []
-    room = 0
-    for i, leaf in enumerate(leaves):
-        view = _view(leaf.g.shape, step.block)
-        if leaf.g.size > SMALL or view.grid != (1, 1, 1):
-            groups.insert(0, [i])
-        elif leaf.g.size > room:
-            groups.append([i])
-            room = TOGETHER - leaf.g.size
-        else:
-            groups[-1].append(i)
-            room -= leaf.g.size
-    return groups
+class Alike(NamedTuple):
+    """What leaves that share a kernel have in common."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    """The dtype that updates are rounded to."""
+    whole: tuple[int, ...] | None
+    """The shape of the whole leaf, if this is one device's part of a leaf."""
+    types: tuple[jax.ShapeDtypeStruct, ...]
+    """Shape and dtype of each array."""
+    form: Any
+    """The structure of the arrays: the leaf's number, its first element's number, gradient, weights, state."""
+    kept: int
+    """How many arrays the state holds."""
 
 
-def _launch(step: LeafStep, scalars: Any, leaves: Sequence[Leaf], interpret: bool) -> list[tuple[jax.Array, Any]]:
-    """One kernel for one leaf, or for several small ones, which are then whole in the fast memory."""
-    numbers, put = split((scalars, [leaf.place.origin if leaf.place else 0 for leaf in leaves]))
-    numbers = [x.reshape(1, 1) for x in numbers]
-    alone = len(leaves) == 1
-    views = [_view(leaf.g.shape, step.block) for leaf in leaves]
-    read = [jax.tree.flatten((leaf.g, leaf.p, leaf.stored)) for leaf in leaves]
-    written = [jax.tree.flatten((_result(step, leaf), leaf.stored)) for leaf in leaves]
+class Result(NamedTuple):
+    """An array that a kernel writes."""
 
-    def body(*refs: Any) -> None:
-        left = iter(refs)
-
-        def take(n: int) -> list[Any]:
-            return list(itertools.islice(left, n))
-
-        values, origins = put([ref[...] for ref in take(len(numbers))])
-        inputs = [take(len(arrays)) for arrays, _ in read]
-        outputs = [take(len(arrays)) for arrays, _ in written]
-        at = tuple(pl.program_id(axis) for axis in range(3)) if alone else (0, 0, 0)
-        for leaf, view, origin, (_, form), ins, outs in zip(leaves, views, origins, read, inputs, outputs, strict=True):
-            _step_tile(step, values, leaf, view, jnp.asarray(origin, jnp.uint32), form, ins, outs, at)
-
-    def spec(view: View, x: jax.Array, like: jax.Array) -> pl.BlockSpec:
-        what = kind(x, like, step.block)
-        if what == "all":
-            return pl.BlockSpec((1, 1, 1), lambda *_: (0, 0, 0))
-        if what == "each":
-            return pl.BlockSpec(view.tile, lambda *at: at if alone else (0, 0, 0))
-        tile = (*view.tile[:2], math.ceil(view.shape[2] / step.block))
-        return pl.BlockSpec(tile, lambda *at: (*at[:2], 0) if alone else (0, 0, 0))
-
-    def shaped(view: View, x: jax.Array, like: jax.Array) -> tuple[int, ...]:
-        what = kind(x, like, step.block)
-        if what == "all":
-            return 1, 1, 1
-        return view.shape if what == "each" else (*view.shape[:2], math.ceil(view.shape[2] / step.block))
-
-    def each(side: Sequence[Any]) -> list[tuple[View, jax.Array, jax.Array]]:
-        return [(view, x, leaf.g) for view, leaf, (xs, _) in zip(views, leaves, side, strict=True) for x in xs]
-
-    # Results lie over what they replace. An update replaces nothing: XLA would copy the gradient, were it to lie there.
-    aliases: dict[int, int] = {}
-    place, result = len(numbers), 0
-    for (inputs, _), (outputs, _) in zip(read, written, strict=True):
-        place, result = place + len(inputs), result + len(outputs)
-        kept = len(outputs) if step.ends_with_weights else len(outputs) - 1
-        aliases |= {place - i: result - i for i in range(kept, 0, -1)}
-    new = pl.pallas_call(
-        body,
-        grid=views[0].grid if alone else (1, 1, 1),
-        in_specs=[pl.BlockSpec((1, 1), lambda *_: (0, 0))] * len(numbers) + [spec(*one) for one in each(read)],
-        out_specs=[spec(*one) for one in each(written)],
-        out_shape=[typed(shaped(*one), one[1].dtype, (*numbers, *read[0][0])) for one in each(written)],
-        input_output_aliases=aliases,
-        compiler_params=pltpu.CompilerParams(vmem_limit_bytes=FAST_MEMORY),
-        interpret=interpret,
-        name="adamite_step",
-    )(*numbers, *(one[1].reshape(shaped(*one)) for one in each(read)))
-    new = iter([x.reshape(one[1].shape) for x, one in zip(new, each(written), strict=True)])
-    return [form.unflatten([next(new) for _ in xs]) for xs, form in written]
+    over: int | None
+    """The place, among the arrays, of that which it is written over; None: it has a place of its own. An update has:
+    XLA would copy the gradient, were it to lie there."""
+    type: jax.ShapeDtypeStruct
+    kind: str
 
 
-def _result(step: LeafStep, leaf: Leaf) -> Any:
-    """Of the shape and dtype of what a step ends with."""
-    return leaf.p if step.ends_with_weights else jax.ShapeDtypeStruct(leaf.g.shape, leaf.dtype)
+def _results(step: LeafStep, alike: Alike, kinds: Sequence[str]) -> list[Result]:
+    begin = len(alike.types) - alike.kept
+    if step.ends_with_weights:
+        first = Result(begin - 1, alike.types[begin - 1], "each")
+    else:
+        first = Result(None, jax.ShapeDtypeStruct(alike.shape, alike.dtype), "each")
+    return [first, *(Result(i, alike.types[i], kinds[i]) for i in range(begin, len(alike.types)))]
+
+
+def _launch(step: LeafStep, constants: Any, alike: Alike, interpret: bool) -> Callable[..., list[jax.Array]]:
+    """``(numbers, arrays) -> arrays``: the kernel for one leaf. It is traced and compiled once for all leaves alike.
+
+    Leaves alike differ in the values of operands only, so that their kernels are the same text. XLA compiles a text
+    once.
+    """
+    structure, values = constants
+    view = _view(alike.shape, step.block)
+    kinds = [kind(x, jax.ShapeDtypeStruct(alike.shape, alike.dtype), step.block) for x in alike.types]
+    results = _results(step, alike, kinds)
+
+    def cut(x: jax.ShapeDtypeStruct, what: str) -> Cut:
+        return _whole(x.shape) if view.staged and x.shape else _cut(view, what, step.block)
+
+    cuts = [cut(x, what) for x, what in zip(alike.types, kinds, strict=True)]
+    result_cuts = [cut(result.type, result.kind) for result in results]
+    staged = [x for x in alike.types if view.staged and x.shape]
+    staged_alone = [x.type for x in results if view.staged and x.type.shape and x.over is None]
+
+    def launch(numbers: list[jax.Array], arrays: list[jax.Array]) -> list[jax.Array]:
+        def body(*refs: Any) -> None:
+            left = iter(refs)
+            read = iter([next(left)[...] for _ in numbers])
+            scalars = structure.unflatten([next(read) if x is None else x[1] for x in values])
+            ins, outs = [next(left) for _ in kinds], [next(left) for _ in results]
+            stages = [next(left) if view.staged and x.shape else None for x in alike.types]
+            for ref, stage in zip(ins, stages, strict=True):
+                if stage is not None:
+                    stage[0] = ref[...].reshape(1, -1)
+            stages_of_results = [
+                None if not (view.staged and x.type.shape) else next(left) if x.over is None else stages[x.over]
+                for x in results
+            ]
+            own_ins = [ref if stage is None else stage for ref, stage in zip(ins, stages, strict=True)]
+            own_outs = [ref if stage is None else stage for ref, stage in zip(outs, stages_of_results, strict=True)]
+            at = [pl.program_id(axis) for axis in range(3)]
+            _step_tile(step, scalars, alike, view, kinds, own_ins, own_outs, at)
+            for ref, stage in zip(outs, stages_of_results, strict=True):
+                if stage is not None:
+                    ref[...] = stage[0].reshape(ref.shape)
+
+        operands = [x.reshape(1, 1) for x in numbers]
+        operands += [x.reshape(cut.shape) for x, cut in zip(arrays, cuts, strict=True)]
+        new = pl.pallas_call(
+            body,
+            grid=view.grid,
+            in_specs=[*[_whole((1, 1)).spec] * len(numbers), *(cut.spec for cut in cuts)],
+            out_specs=[cut.spec for cut in result_cuts],
+            out_shape=[typed(c.shape, x.type.dtype, operands) for c, x in zip(result_cuts, results, strict=True)],
+            scratch_shapes=[pltpu.VMEM((1, 1, *x.shape), x.dtype) for x in (*staged, *staged_alone)],
+            input_output_aliases={len(numbers) + x.over: i for i, x in enumerate(results) if x.over is not None},
+            compiler_params=pltpu.CompilerParams(vmem_limit_bytes=FAST_MEMORY),
+            interpret=interpret,
+            name="adamite_step",
+        )(*operands)
+        return [x.reshape(result.type.shape) for x, result in zip(new, results, strict=True)]
+
+    return jax.jit(launch)
+
+
+class Cut(NamedTuple):
+    """The shape of an operand, and which part of it a tile needs."""
+
+    shape: tuple[int, ...]
+    spec: pl.BlockSpec
+
+
+def _whole(shape: tuple[int, ...]) -> Cut:
+    return Cut(shape, pl.BlockSpec(shape, lambda *_: (0,) * len(shape)))
+
+
+def _cut(view: View, what: str, block: int) -> Cut:
+    """An array of a kind, as three axes."""
+    if what == "all":
+        return _whole((1, 1, 1))
+    if what == "each":
+        return Cut(view.shape, pl.BlockSpec(view.tile, lambda *at: at))
+    columns = math.ceil(view.shape[2] / block)
+    return Cut((*view.shape[:2], columns), pl.BlockSpec((*view.tile[:2], columns), lambda *at: (*at[:2], 0)))
 
 
 def _step_tile(
-    step: LeafStep, scalars: Any, leaf: Leaf, view: View, origin: jax.Array, form: Any, ins: Any, outs: Any, at: Any
+    step: LeafStep, scalars: Any, alike: Alike, view: View, kinds: Sequence[str], ins: Any, outs: Any, at: Any
 ) -> None:
     """Step what a tile has of a leaf, block after block."""
     columns, (depth, tall, wide) = view.shape[2], view.tile
@@ -161,8 +204,10 @@ def _step_tile(
     if columns % wide or here * width > columns:
         here = jnp.minimum(here, blocks - at[2] * (wide // width))
     last = view.grid[2] - 1
-    kinds = [kind(x, leaf.g, step.block) for x in leaf.arrays]
-    results = ["each", *kinds[len(kinds) - len(leaf.kept) :]]
+    like: Any = jax.ShapeDtypeStruct(alike.shape, alike.dtype)
+    place = None if alike.whole is None else Place(alike.whole, jnp.uint32(0))
+    leaf = Leaf(0, like, None, (), alike.dtype, place)
+    results = ["each", *kinds[len(kinds) - alike.kept :]]
 
     def step_block(layer: Any, row: Any, block: Any, width: int) -> None:
         start = block * view.width
@@ -187,19 +232,20 @@ def _step_tile(
                 x = ref[layer, down, :]
                 ref[layer, down, :] = new if x.shape[1] == 1 else jnp.where(_lanes(x) == number, new, x)
 
-        def index() -> jax.Array:
+        def index(origin: Any) -> jax.Array:
             lead, top, left = (
                 jnp.asarray(x, jnp.uint32)
                 for x in (at[0] * depth + layer, at[1] * tall + row * height, number * view.width)
             )
             down = top + jax.lax.broadcasted_iota(jnp.uint32, (height, width), 0)
             across = left + jax.lax.broadcasted_iota(jnp.uint32, (height, width), 1)
-            if leaf.g.ndim < 2:  # folded, in its own order
-                return down * jnp.uint32(columns) + across + origin
-            return first_of_row(leaf, down, lead) + across + origin
+            across = across if origin is None else across + origin
+            if len(alike.shape) < 2:  # folded, in its own order
+                return down * jnp.uint32(columns) + across
+            return first_of_row(leaf, down, lead) + across
 
-        g, p, stored = form.unflatten(map(load, ins, kinds))
-        new = step_once(step, leaf.dtype)(scalars, jnp.uint32(leaf.number), index(), g, p, stored)
+        leaf_number, origin, g, p, stored = alike.form.unflatten(map(load, ins, kinds))
+        new = step_once(step, alike.dtype)(scalars, leaf_number, index(origin), g, p, stored)
         for ref, what, x in zip(outs, results, jax.tree.leaves(new), strict=True):
             store(ref, what, x)
 
@@ -232,17 +278,17 @@ def _lanes(x: jax.Array) -> jax.Array:
 
 def _view(shape: tuple[int, ...], block: int) -> View:
     """How a leaf is seen and cut."""
-    if len(shape) < 2:
+    width, axes = block if block > 1 else WIDTH, len(shape)
+    if axes < 2:
         columns = _folded(math.prod(shape), block)
         shape = (math.prod(shape) // columns, columns)
     *lead, rows, columns = shape
     shape = (math.prod(lead), rows, columns)
-    width = block if block > 1 else WIDTH
-    wide = min(columns, max(COLUMNS // width, 1) * width)
+    wide = columns if axes < 2 else min(columns, max(COLUMNS // width, 1) * width)
     height = min(rows, ROWS)
     tall = height * max(1, min(TILE // (height * wide), rows // height))
     depth = max(1, min(TILE // (tall * wide), shape[0]))
-    return View(shape, (depth, tall, wide), height, width)
+    return View(shape, (depth, tall, wide), height, width, staged=axes == rows == 1)
 
 
 def _folded(n: int, block: int) -> int:
