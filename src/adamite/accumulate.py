@@ -4,7 +4,8 @@
     u   <- update(sum / n), sum, n <- 0              with every so-manieth micro-batch; else u = 0
 
 The mean of the means of equal micro-batches is the mean of all. A micro-batch that holds a NaN or an infinity is
-dropped and counted. The sum starts anew by selection, not by a product, as ``0 * inf`` is NaN.
+dropped and counted. The sum starts anew by selection, not by a product, as ``0 * inf`` is NaN: where n is 0, what is
+stored as the sum is not read.
 """
 
 import functools
@@ -18,7 +19,7 @@ from adamite import checks
 from adamite.core.matching import counterparts
 from adamite.core.optimizer import Optimizer, as_optimizer, optimizer
 from adamite.core.placement import beside, settle
-from adamite.core.skipping import all_finite, no_updates, params_if, step_if
+from adamite.core.skipping import all_finite, no_updates, params_if, step_if, traced_once
 from adamite.identity import described
 from adamite.numerics import as_array, cast, is_none, wide_dtype, widen
 
@@ -122,7 +123,9 @@ def accumulate(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, AccumulateState]:
         wanted, mean, after = added(updates, state)
-        do = functools.partial(inner.update, mean, state.inner, params, **extra_args)
+        do = traced_once(
+            functools.partial(inner.update, mean, state.inner, params, **extra_args), updates, state, params
+        )
         like = jax.eval_shape(do)[0]
         new, kept = step_if(wanted, do, lambda: (no_updates(updates, like), state.inner))
         return new, after._replace(inner=kept)

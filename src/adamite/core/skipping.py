@@ -49,6 +49,11 @@ def _holds_nonfinite(arrays: Sequence[jax.Array]) -> jax.Array:
     return jnp.max(functools.reduce(jnp.logical_or, (~jnp.isfinite(x) for x in arrays)).astype(jnp.int8))
 
 
+def traced_once(step: Step, *trees: Any) -> Step:
+    """`step`, traced once however often it is called under jit. `trees` are what it works on."""
+    return jax.jit(step) if any(map(is_traced, jax.tree.leaves(trees))) else step
+
+
 def step_if(wanted: jax.Array, take: Step, leave: Step, *, seldom_left_out: bool = False) -> tuple[Any, optax.OptState]:
     """What `take` gives if it is wanted, else what `leave` gives.
 
