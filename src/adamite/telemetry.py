@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import KeyPath, keystr
 
-from adamite import checks
+from adamite import checks, engines
 from adamite.convert import UNSIGNED, decoded
 from adamite.core.norms import by_group, sum_of_squares, total
 from adamite.core.optimizer import Optimizer, as_optimizer, optimizer
@@ -171,7 +171,8 @@ def with_telemetry(
         """The record, of a step that is only tried if it is due to be measured, and the inner state to take it with."""
 
         def measured() -> Record:
-            new, kept = inner.update(grads, state.inner, params, **extra_args)
+            with engines.asking("xla"):  # which computes the step within what measures it
+                new, kept = inner.update(grads, state.inner, params, **extra_args)
             return measure(axes, grads, new, params, state.inner, kept)
 
         if every == 1:
