@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest --dist worksteal -n $(shell $(PYTHON) -c 'import os; print(min(os.cpu_count() + 1, 8))')
 
 .PHONY: help train test test-more test-all mutants lint types examples bench bench-engines bench-lean bench-codes \
-  bench-memory bench-scale bench-guards bench-compile bench-checkpoint tpu-check multihost docs parity lock clean
+  bench-memory bench-scale bench-loops bench-guards bench-compile bench-checkpoint tpu-check multihost docs parity lock clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 20
@@ -114,6 +114,9 @@ bench-memory: $(VENV)/train.installed  ## bytes that a step keeps and needs besi
 
 bench-scale: $(VENV)/train.installed  ## a training step on 1 to 8 simulated devices: replicated, ZeRO-1, FSDP
 	$(BIN)/python benchmarks/scale.py $(ARGS)
+
+bench-loops: $(VENV)/native $(VENV)/test.installed  ## whole training steps in NNX, Linen, Equinox and plain JAX, by update and by step
+	$(BIN)/python benchmarks/loops.py $(ARGS)
 
 bench-guards: $(VENV)/train.installed  ## what guards, accumulation and telemetry cost beside the plain optimizer
 	$(BIN)/python benchmarks/guards.py $(ARGS)

@@ -63,7 +63,7 @@ def convert_weights(
         >>> lean = adamite.adamw(1e-3, rounding="residual8")
         >>> params, state = convert_weights(params, state, lean, "bfloat16")
         >>> print(params["w"], state[3].residual["w"], adamite.full_weights(params, state)["w"])
-        [1 -3.14062] [ 33 -16] [ 1.0010071 -3.1416016]
+        [1 -3.14062] [33 16] [ 1.0010071 -3.1416016]
         >>> convert_weights(params, state, adamite.adamw(1e-3), "float32")[0]["w"].dtype.name
         'float32'
     """
