@@ -65,7 +65,7 @@ def measure(name: str, leaves: int, choice: str, *, equal: bool) -> dict[str, fl
         params, state, params
     )
     traced = time.process_time()
-    program = lowered.compile()
+    program: Any = lowered.compile()
     compiled = time.process_time()
     return {
         "trace s": traced - start,
@@ -130,7 +130,7 @@ def compile_for_tpu(
         traced = time.process_time()
         lowered = trace.lower()
         compiling = time.process_time()
-        program = lowered.compile()
+        program: Any = lowered.compile()
         compiled = time.process_time()
     text = program.as_text() or ""
     return {

@@ -173,7 +173,7 @@ def _first_layer_frozen(tx: Any) -> Any:
 
 
 def _multi_steps(tx: Any) -> Any:
-    steps = optax.MultiSteps(tx, 2)
+    steps: Any = optax.MultiSteps(tx, 2)
     return optax.GradientTransformationExtraArgs(steps.init, steps.update)
 
 
@@ -253,12 +253,11 @@ def compare(rows: list[tuple[str, str, str, str, Callable[..., Any]]], sizes: tu
                 data = [jnp.asarray(rng.standard_normal((BATCH, n)), jnp.float32) for n in (sizes[0], sizes[-1])]
                 jax.clear_caches()
                 runs[framework, name, way] = Contender(*make(sizes, dtype, data))
-        times = in_turns({key: lambda run=run: run for key, run in runs.items()}, rounds)  # pyright: ignore
-        reference = next(iter(times))
-        for key, run in runs.items():
+        times = list(in_turns({str(key): lambda run=run: run for key, run in runs.items()}, rounds).values())
+        for (key, run), own in zip(runs.items(), times, strict=True):
             row = dict(zip(("loop", "format", "way"), key, strict=True)) | {
-                "ms": 1e3 * statistics.median(times[key]),
-                "x": statistics.median(a / b for a, b in zip(times[reference], times[key], strict=True)),
+                "ms": 1e3 * statistics.median(own),
+                "x": statistics.median(a / b for a, b in zip(times[0], own, strict=True)),
                 "compile s": run.compile,
             }
             figures.append(row)

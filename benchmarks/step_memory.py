@@ -2,8 +2,8 @@
 
 A step is ``tx.step``, or ``update`` and ``apply_updates``, under one jit, parameters and state donated. It is compiled
 and not run; for one chip of a TPU v5e, without one, also by the Pallas kernel. Rows of "auto" are steps and updates as
-they are without ``engine=``, on one chip and on a mesh of 4 x 2 chips with Auto axes, which cut rows and columns; "placed"
-is `adamite.sharding.placed` around the optimizer. In bytes per parameter that a chip has:
+they are without ``engine=``, on one chip and on a mesh of 4 x 2 chips with Auto axes, which cut rows and columns;
+"placed" is `adamite.sharding.placed` around the optimizer. In bytes per parameter that a chip has:
 
     kept     what lives between steps: weights, gradients of the weights' dtype, state
     beside   what the program needs beside that for a while
