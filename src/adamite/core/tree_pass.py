@@ -5,6 +5,7 @@ steps which leaf.
 """
 
 import functools
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -69,7 +70,7 @@ class TreePass:
                 in_slices=part.in_slices,
                 few_bits=part.few_bits,
                 elementwise=part.elementwise,
-                constant=not _closes_over_arrays(part),
+                closes_over=_arrays_in(part),
             )
             for ends_with_weights in (False, True)
         )
@@ -151,20 +152,39 @@ def _tree_pass(part: Part, rounded: bool) -> TreePass:
     return TreePass(part, rounded=rounded)
 
 
-def _closes_over_arrays(value: Any, seen: set[int] | None = None) -> bool:
-    """Whether a function, or one in a tuple or dict, refers to an array of its surroundings.
+def _arrays_in(value: Any) -> list[jax.Array]:
+    """The arrays that a function refers to beside its arguments, or that functions in a tuple, dict or object do.
 
-    `optax.inject_hyperparams` builds such a transformation anew for each step. Compiled, it would be so at each step.
+    `optax.inject_hyperparams` builds a transformation of such functions anew for each step.
     """
-    seen = set() if seen is None else seen
-    if id(value) in seen:
+    found: dict[int, jax.Array] = {}
+    seen: set[int] = set()
+    open_ = [value]
+    while open_:
+        value = open_.pop()
+        if id(value) in seen or isinstance(value, (str, int, float, type, types.ModuleType)):
+            continue
+        seen.add(id(value))
+        if isinstance(value, jax.Array):
+            found[id(value)] = value
+        elif isinstance(value, functools.partial):
+            open_ += [value.func, value.args, value.keywords]
+        elif isinstance(value, dict):
+            open_ += value.values()
+        elif isinstance(value, (tuple, list)):
+            open_ += value
+        elif isinstance(value, types.MethodType):
+            open_ += [value.__func__, value.__self__]
+        elif isinstance(value, types.FunctionType):
+            open_ += [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
+            open_ += [value.__defaults__, value.__kwdefaults__]
+        else:
+            open_.append(getattr(value, "__dict__", None))
+    return list(found.values())
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is cell.cell_contents
+    except ValueError:
         return False
-    seen.add(id(value))
-    if isinstance(value, functools.partial):
-        value = (value.func, value.args, value.keywords)
-    if isinstance(value, dict):
-        value = tuple(value.values())
-    if isinstance(value, tuple):
-        return any(_closes_over_arrays(x, seen) for x in value)
-    cells = getattr(value, "__closure__", None) or ()
-    return isinstance(value, jax.Array) or any(_closes_over_arrays(x.cell_contents, seen) for x in cells)

@@ -6,14 +6,14 @@ written again for an engine.
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from adamite.numerics import cast
+from adamite.numerics import cast, is_traced
 from adamite.random_bits import row_major
 
 
@@ -31,7 +31,8 @@ class LeafStep:
         in_slices: whether XLA steps large leaves in slices.
         few_bits: ``few_bits(stored)``: whether a moment of the leaf has fewer bits than a float32.
         elementwise: whether a step does not need the whole leaf.
-        constant: whether the step is the same in the next step, so that a compiled program of it can be used again.
+        closes_over: the arrays that these functions refer to beside their arguments. With any, the step is another in
+            the next step, and no compiled program of it is used again.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class LeafStep:
         in_slices: bool = False,
         few_bits: Callable[[Any], bool] = lambda _: False,
         elementwise: bool = True,
-        constant: bool = True,
+        closes_over: Sequence[jax.Array] = (),
     ) -> None:
         """See the attributes."""
         self.update = update
@@ -54,7 +55,7 @@ class LeafStep:
         self.in_slices = in_slices
         self.few_bits = few_bits
         self.elementwise = elementwise
-        self.constant = constant
+        self.closes_over = tuple(closes_over)
         self.programs: dict[Any, Any] = {}
         """What engines have made of the step, each under a key of its own."""
 
@@ -67,9 +68,47 @@ class LeafStep:
         u, new = self.update(scalars, number, index, g, p, stored)
         return self.result(p, cast(u, dtype)), new
 
+    def open(self) -> tuple["LeafStep", list[jax.Array]]:
+        """The same step, of scalars ``(scalars, arrays)``, and the traced arrays that it then does not close over.
+
+        What is traced later than it is called may not refer to what is traced now.
+        """
+        arrays = [x for x in self.closes_over if is_traced(x)]
+
+        def opened(function: Callable[..., Any]) -> Callable[..., Any]:
+            def of_arguments(scalars: Any, number: Any, index: Any, *leaf: Any) -> Any:
+                def of_arrays(scalars: Any, number: Any, *leaf: Any) -> Any:
+                    return function(scalars, number, index, *leaf)
+
+                scalars, values = scalars
+                return with_arrays(of_arrays, dict(zip(map(id, arrays), values, strict=True)), scalars, number, *leaf)
+
+            return of_arguments
+
+        step = LeafStep(
+            opened(self.update),
+            ends_with_weights=self.ends_with_weights,
+            to_weights=self.to_weights and opened(self.to_weights),
+            block=self.block,
+            in_slices=self.in_slices,
+            few_bits=self.few_bits,
+            elementwise=self.elementwise,
+        )
+        return step, arrays
+
     def result(self, p: Any, u: jax.Array) -> jax.Array:
         """What the step ends with, where the update is `u`."""
         return moved(p, u) if self.ends_with_weights else u
+
+
+def with_arrays(function: Callable[..., Any], values: Mapping[int, jax.Array], *args: Any) -> Any:
+    """``function(*args)``, with other arrays in place of those that it closes over, by the identity of these."""
+    from jax.extend.core import ClosedJaxpr, jaxpr_as_fun  # imported where it is wanted: JAX imports much for it
+
+    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+    consts = [values.get(id(x), x) for x in closed.consts]
+    results = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, consts))(*jax.tree.leaves(args))
+    return jax.tree.structure(shapes).unflatten(results)
 
 
 def moved(p: Any, u: jax.Array) -> Any:

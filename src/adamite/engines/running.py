@@ -46,7 +46,7 @@ def run(asked: str, step: LeafStep, scalars: Any, leaves: Sequence[Leaf]) -> Res
     """
     if asked != "xla":
         record(asked, step, scalars, list(leaves))
-    traced = any(is_traced(x) for x in jax.tree.leaves((scalars, [leaf.arrays for leaf in leaves])))
+    traced = any(is_traced(x) for x in jax.tree.leaves((scalars, step.closes_over, [leaf.arrays for leaf in leaves])))
     open_ = [may_have_kernel(asked, step, leaf) or (traced and step.in_slices) for leaf in leaves]
     return _by_way(
         leaves,
@@ -71,7 +71,7 @@ def _eagerly(asked: str, step: LeafStep, scalars: Any, leaves: Sequence[Leaf]) -
     _warn(asked, platform_of(leaves[0]), step, leaves, chosen)
     plainly = functools.partial(_chosen, step, chosen=chosen, devices=jax.device_count())
     alone = not any(sharded.sharding_of(leaf) for leaf in leaves)
-    if not (step.constant and alone) or set(chosen) == {"xla"}:
+    if step.closes_over or not alone or set(chosen) == {"xla"}:
         return plainly(scalars, leaves)
     arrays, put = split((scalars, leaves))
     values, structure = jax.tree.flatten((scalars, leaves))
@@ -85,6 +85,9 @@ def _eagerly(asked: str, step: LeafStep, scalars: Any, leaves: Sequence[Leaf]) -
 
 def _under_jit(asked: str, step: LeafStep, scalars: Any, leaves: Sequence[Leaf]) -> Results:
     """Steps for whatever platform they are compiled for. Their derivatives are those of XLA's step."""
+    if any(map(is_traced, step.closes_over)):
+        step, arrays = step.open()
+        scalars = scalars, arrays
     numbers, put = split(scalars)
 
     def given(values: Any) -> tuple[Any, list[Leaf]]:

@@ -54,7 +54,7 @@ def _worth_tracing_once(step: LeafStep, leaves: Sequence[Leaf]) -> bool:
     An eager step is compiled once a shape, too, if it is the same in the next step.
     """
     if not any(is_traced(x) for leaf in leaves for x in leaf.arrays):
-        return step.constant
+        return not step.closes_over
     return len({leaf.g.shape for leaf in leaves}) < len(leaves)
 
 
