@@ -158,13 +158,13 @@ def _arrays_in(value: Any) -> list[jax.Array]:
     `optax.inject_hyperparams` builds a transformation of such functions anew for each step.
     """
     found: dict[int, jax.Array] = {}
-    seen: set[int] = set()
+    seen: dict[int, Any] = {}  # by identity; held, so that none is another's after it
     open_ = [value]
     while open_:
         value = open_.pop()
         if id(value) in seen or isinstance(value, (str, int, float, type, types.ModuleType)):
             continue
-        seen.add(id(value))
+        seen[id(value)] = value
         if isinstance(value, jax.Array):
             found[id(value)] = value
         elif isinstance(value, functools.partial):

@@ -48,6 +48,14 @@ class View(NamedTuple):
         return tuple(math.ceil(n / m) for n, m in zip(self.shape, self.tile, strict=True))
 
 
+def is_lowered(step: LeafStep, leaf: Leaf) -> bool:
+    """Whether JAX can lower the kernel: for a vector it has to know the chip, by the mesh or as the host's."""
+    try:
+        return not _view(leaf.g.shape, step.block).staged or pltpu.get_tpu_info() is not None
+    except ValueError:
+        return False
+
+
 def why_not(step: LeafStep, leaf: Leaf) -> str:
     """Why this kernel does not take a leaf; "" if it does."""
     reason = unserved(step, leaf, DTYPES)
@@ -263,13 +271,8 @@ def _each(count: Any, do: Any) -> None:
     if isinstance(count, int) and count <= 1:
         for i in range(count):
             do(i)
-        return
-
-    def body(i: Any, nothing: Any) -> Any:
-        do(i)
-        return nothing
-
-    jax.lax.fori_loop(0, count, body, None)
+    else:
+        jax.lax.fori_loop(0, count, lambda i, _: do(i), None)
 
 
 def _lanes(x: jax.Array) -> jax.Array:

@@ -47,13 +47,19 @@ def run(asked: str, step: LeafStep, scalars: Any, leaves: Sequence[Leaf]) -> Res
     if asked != "xla":
         record(asked, step, scalars, list(leaves))
     traced = any(is_traced(x) for x in jax.tree.leaves((scalars, step.closes_over, [leaf.arrays for leaf in leaves])))
-    open_ = [may_have_kernel(asked, step, leaf) or (traced and step.in_slices) for leaf in leaves]
+    # XLA cuts leaves into slices by the number of devices, which is known when the step is lowered.
+    undecided = [may_have_kernel(asked, step, leaf) or (traced and step.in_slices) for leaf in leaves]
     return _by_way(
         leaves,
-        ["open" if is_open else "xla" for is_open in open_],
-        xla=lambda own: xla.run(step, scalars, own, jax.device_count()),
-        open=functools.partial(_under_jit if traced else _eagerly, asked, step, scalars),
+        ["undecided" if later else "xla" for later in undecided],
+        xla=lambda own: xla.run(step, scalars, own, max(map(_devices, own))),
+        undecided=functools.partial(_under_jit if traced else _eagerly, asked, step, scalars),
     )
+
+
+def _devices(leaf: Leaf) -> int:
+    """On how many devices an eager leaf is."""
+    return 1 if is_traced(leaf.g) else len(leaf.g.sharding.device_set)
 
 
 def _by_way(leaves: Sequence[Leaf], ways: Sequence[str], **step: Callable[[list[Leaf]], Results]) -> Results:
@@ -69,7 +75,7 @@ def _eagerly(asked: str, step: LeafStep, scalars: Any, leaves: Sequence[Leaf]) -
     """Steps of arrays whose devices are known. Those by kernels of one device are jitted."""
     chosen = [choose(asked, platform_of(leaf), step, scalars, leaf)[0] for leaf in leaves]
     _warn(asked, platform_of(leaves[0]), step, leaves, chosen)
-    plainly = functools.partial(_chosen, step, chosen=chosen, devices=jax.device_count())
+    plainly = functools.partial(_chosen, step, chosen=chosen, devices=max(map(_devices, leaves)))
     alone = not any(sharded.sharding_of(leaf) for leaf in leaves)
     if step.closes_over or not alone or set(chosen) == {"xla"}:
         return plainly(scalars, leaves)
@@ -106,6 +112,7 @@ def _under_jit(asked: str, step: LeafStep, scalars: Any, leaves: Sequence[Leaf])
 
     @run.defjvp
     def _derivative(primals: Any, tangents: Any) -> Any:
+        # It is traced at once, when nobody knows the number of devices; no result depends on it.
         return jax.jvp(lambda values: xla.run(step, *given(values), jax.device_count()), primals, tangents)
 
     fixed = [leaf._replace(g=None, p=None, stored=None) for leaf in leaves]
@@ -132,6 +139,8 @@ def _lowered(asked: str, platform: str, devices: int, step: LeafStep, scalars: A
     """Steps while they are lowered: it is known over how many devices leaves may be spread."""
     chosen = [choose(asked, platform, step, scalars, leaf)[0] for leaf in leaves]
     _warn(asked, platform, step, leaves, chosen)
+    if platform == "tpu" and "pallas" in chosen:
+        chosen = [e if pallas().is_lowered(step, leaf) else "xla" for e, leaf in zip(chosen, leaves, strict=True)]
     if devices > 1:
         chosen = ["xla" if is_hidden(leaf) else engine for leaf, engine in zip(leaves, chosen, strict=True)]
     return _chosen(step, scalars, leaves, chosen, devices)
