@@ -6,7 +6,7 @@ Every difference has a name, which `allow` takes:
     storage                     how moments are kept: they are converted, with the arguments that say how
     weights                     how weights are kept, their dtype and residuals: likewise
     dtype                       floating arrays in another dtype: they are cast
-    mesh                        arrays cut otherwise, or on other devices, and what says so in the optimizer: `zero1`
+    mesh                        arrays cut otherwise, or on other devices, and what says so: `zero1`, `placed`
     tree[0]['head']             what is new at that place, has another shape, or is not there any more
     ['head']                    likewise, wherever paths have these keys: a parameter and its moments
 

@@ -8,7 +8,7 @@ from typing import Any
 SAYS = {"moments": "storage", "mu_dtype": "storage", "rounding": "weights", "mesh": "mesh", "param_shardings": "mesh"}
 """The arguments of which a difference belongs to one of another kind."""
 
-SPREAD = ("zero1", "offload")
+SPREAD = ("zero1", "placed", "offload")
 """Transformations that say where the state of another one lives, which is "mesh", and change nothing else."""
 
 

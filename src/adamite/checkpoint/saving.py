@@ -129,7 +129,7 @@ def restore(
             - "weights": weights are stored in another way (their dtype, and residuals of ``rounding=``), and converted
               as `adamite.convert_weights` does;
             - "dtype": floating arrays have another dtype, and are cast;
-            - "mesh": arrays are on other devices, with `adamite.sharding.zero1` or without;
+            - "mesh": arrays are on other devices, with `adamite.sharding.zero1` or `placed`, or without;
             - "optimizer.learning_rate", for any argument: it has another value; "optimizer": all of them;
             - "tree[0]['head']", for any place of the tree: what is new there, or has another shape, keeps the value
               that it has in `like`; what is saved and is not in `like` is not read;

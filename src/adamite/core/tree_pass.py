@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from jax.tree_util import keystr
 
@@ -95,6 +96,7 @@ class TreePass:
     def _run(self, step: LeafStep, updates: Any, state: Any, params: Any, engine: str, like: Any) -> tuple[Any, Any]:
         # Open.
         scalars, columns = self.part.begin(updates, state, params)
+        columns = jax.tree.map(lambda x: as_array(x) if isinstance(x, np.ndarray) else x, columns)
         checks.differentiable(updates, "updates")
         gradients, structure = jax.tree.flatten(updates, is_leaf=is_none)
         weights = [None] * len(gradients) if params is None else counterparts(updates, params, "params")

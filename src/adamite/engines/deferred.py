@@ -1,31 +1,40 @@
 """Functions that are traced when they are lowered: only then is it known what they are compiled for.
 
 A step compiled on a CPU may be for a TPU, and for any number of devices. `jax.lax.platform_dependent` traces what each
-platform would do. A deferred function costs nothing where it is not lowered, and is told over how many devices XLA's
-partitioner will spread its arrays afterwards.
+platform would do. A deferred function costs nothing where it is not lowered, and is told what for.
 """
 
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
+
+class Target(NamedTuple):
+    """What a function is lowered for."""
+
+    devices: int = 1
+    """Over how many devices XLA's partitioner will spread its arrays afterwards."""
+    platforms: int = 1
+    """For how many platforms the program is: `jax.export` may be asked for several."""
+
+
 Deferred = Callable[..., Sequence[jax.Array]]
-"""``function(devices, *arrays) -> arrays``."""
+"""``function(target, *arrays) -> arrays``."""
 
 _deferred = Primitive("adamite_deferred")
 _deferred.multiple_results = True
 
 
 def deferred(function: Deferred, results: Sequence[Any], *arrays: jax.Array) -> list[jax.Array]:
-    """``function(devices, *arrays)``, traced when it is lowered.
+    """``function(target, *arrays)``, traced when it is lowered.
 
     Args:
-        function: `devices` is the number of devices, each of which XLA's partitioner may give a part of the arrays.
+        function: it may depend on the `Target`.
         results: the types of its results, as `jax.typeof` gives them.
         *arrays: its arguments. If they are no tracers, it is called at once.
     """
@@ -42,12 +51,13 @@ def _types(*arrays: Any, function: Deferred, results: tuple[Any, ...], mesh: Any
 @_deferred.def_impl
 def _at_once(*arrays: Any, function: Deferred, results: tuple[Any, ...], mesh: Any) -> Any:
     del results, mesh
-    return function(1, *arrays)
+    return function(Target(), *arrays)
 
 
 def _lower(context: Any, *values: Any, function: Deferred, results: tuple[Any, ...], mesh: Any) -> Any:
     del results
-    own = functools.partial(function, _devices(context.module_context.axis_context))
+    module = context.module_context
+    own = functools.partial(function, Target(_devices(module.axis_context), len(module.platforms)))
     with jax.sharding.use_abstract_mesh(mesh):
         return mlir.lower_fun(own, multiple_results=True)(context, *values)
 
@@ -65,10 +75,10 @@ def _batch(
 ) -> Any:
     del results
 
-    def batched(devices: int, *arrays: Any) -> Any:
-        return jax.vmap(functools.partial(function, devices), tuple(axes))(*arrays)
+    def batched(target: Target, *arrays: Any) -> Any:
+        return jax.vmap(functools.partial(function, target), tuple(axes))(*arrays)
 
-    types = jax.make_jaxpr(functools.partial(batched, 1))(*arrays).out_avals
+    types = jax.make_jaxpr(functools.partial(batched, Target()))(*arrays).out_avals
     return _deferred.bind(*arrays, function=batched, results=tuple(types), mesh=mesh), (0,) * len(types)
 
 

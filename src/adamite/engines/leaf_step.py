@@ -163,6 +163,11 @@ def kind(x: Any, g: Any, block: int) -> str:
     return "all" if math.prod(x.shape) == 1 else ""
 
 
+def block_of(step: LeafStep, leaf: Leaf) -> int:
+    """How many elements along the last axis belong together: 1 where the state holds nothing for each block."""
+    return step.block if any(kind(x, leaf.g, step.block) == "block" for x in leaf.kept) else 1
+
+
 def unserved(step: LeafStep, leaf: Leaf, dtypes: Sequence[Any]) -> str:
     """Why no kernel can take this leaf; "" if one may."""
     if not leaf.g.size:

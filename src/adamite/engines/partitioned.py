@@ -20,8 +20,8 @@ from jax.experimental.custom_partitioning import ArrayMapping, CompoundFactor, S
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from adamite.engines import xla
-from adamite.engines.deferred import deferred
-from adamite.engines.leaf_step import Leaf, LeafStep, Place, kind, result_types, split
+from adamite.engines.deferred import Target, deferred
+from adamite.engines.leaf_step import Leaf, LeafStep, Place, block_of, kind, result_types, split
 from adamite.random_bits import row_major
 
 GROUP = 64
@@ -63,7 +63,7 @@ def _run(engine: Engine, step: LeafStep, scalars: Any, leaves: Sequence[Leaf]) -
         everywhere = NamedSharding(flat_mesh, PartitionSpec())
         origins, inputs, outputs = [], [everywhere] * len(numbers), []
         for leaf, gradient in zip(leaves, gradients, strict=True):
-            own = _in_whole_blocks(gradient.sharding, leaf.g.shape, step.block, flat_mesh)
+            own = _in_whole_blocks(gradient.sharding, leaf.g.shape, block_of(step, leaf), flat_mesh)
             of_arrays = [everywhere if kind(x, leaf.g, step.block) == "all" else own for x in leaf.arrays]
             inputs += of_arrays
             outputs += [own, *of_arrays[len(of_arrays) - len(leaf.kept) :]]
@@ -90,17 +90,17 @@ def _run(engine: Engine, step: LeafStep, scalars: Any, leaves: Sequence[Leaf]) -
         """There is no rule for one more axis. On several devices XLA takes the step."""
         axes = tuple(0 if batched else None for batched in is_batched)
 
-        def batched(devices: int, *values: jax.Array) -> Any:
+        def batched(target: Target, *values: jax.Array) -> Any:
             def one(*values: jax.Array) -> list[jax.Array]:
-                if devices == 1:
+                if target.devices == 1:
                     return step_parts(values, [None] * len(leaves))
                 rows = zip(fixed, form.unflatten(values[len(numbers) :]), strict=True)
                 own = [leaf._replace(g=g, p=p, stored=stored) for leaf, (g, p, stored) in rows]
-                return jax.tree.leaves(xla.run(step, put(values[: len(numbers)]), own, devices))
+                return jax.tree.leaves(xla.run(step, put(values[: len(numbers)]), own, target.devices))
 
             return jax.vmap(one, axes)(*values)
 
-        types = jax.make_jaxpr(functools.partial(batched, 1))(*values).out_avals
+        types = jax.make_jaxpr(functools.partial(batched, Target()))(*values).out_avals
         new = tuple(deferred(batched, types, *values))
         return new, tuple(True for _ in new)
 
@@ -114,10 +114,11 @@ def _rule(numbers: int, step: LeafStep, leaves: Sequence[Leaf]) -> SdyShardingRu
     sizes: dict[str, int] = {}
     whole: dict[str, None] = {}  # factors that are not cut, in the order in which they are met
     for i, leaf in enumerate(leaves):
-        mappings = [_mapping(f"l{i}", j, x, leaf.g, step.block, sizes, whole) for j, x in enumerate(leaf.arrays)]
+        block = block_of(step, leaf)
+        mappings = [_mapping(f"l{i}", j, x, leaf.g, block, sizes, whole) for j, x in enumerate(leaf.arrays)]
         arguments += mappings
         results += [mappings[0], *mappings[len(mappings) - len(leaf.kept) :]]
-        if any(kind(x, leaf.g, step.block) == "block" for x in leaf.arrays):
+        if block > 1:
             sizes.pop(f"l{i}d{leaf.g.ndim - 1}", None)  # a factor that is a whole axis has that axis' size
     factors: Any = sizes
     return SdyShardingRule(tuple(arguments), tuple(results), need_replication_factors=tuple(whole), **factors)

@@ -135,15 +135,20 @@ def _by_partitioner(engine: str, step: LeafStep, scalars: Any, leaves: list[Leaf
     return partitioned.run(functools.partial(OF_ONE_DEVICE[engine], step), step, scalars, leaves)
 
 
-def _lowered(asked: str, platform: str, devices: int, step: LeafStep, scalars: Any, leaves: Sequence[Leaf]) -> Results:
-    """Steps while they are lowered: it is known over how many devices leaves may be spread."""
+def _lowered(asked: str, platform: str, target: Any, step: LeafStep, scalars: Any, leaves: Sequence[Leaf]) -> Results:
+    """Steps while they are lowered: it is known over how many devices leaves may be spread.
+
+    Pallas cannot be lowered for several platforms at once.
+    """
     chosen = [choose(asked, platform, step, scalars, leaf)[0] for leaf in leaves]
     _warn(asked, platform, step, leaves, chosen)
     if platform == "tpu" and "pallas" in chosen:
         chosen = [e if pallas().is_lowered(step, leaf) else "xla" for e, leaf in zip(chosen, leaves, strict=True)]
-    if devices > 1:
+    if target.devices > 1:
         chosen = ["xla" if is_hidden(leaf) else engine for leaf, engine in zip(leaves, chosen, strict=True)]
-    return _chosen(step, scalars, leaves, chosen, devices)
+    if target.platforms > 1:
+        chosen = ["xla" if engine == "pallas" else engine for engine in chosen]
+    return _chosen(step, scalars, leaves, chosen, target.devices)
 
 
 def _chosen(step: LeafStep, scalars: Any, leaves: Sequence[Leaf], chosen: Sequence[str], devices: int) -> Results:
@@ -164,17 +169,17 @@ def _by_parts(name: str, step: LeafStep, scalars: Any, leaves: list[Leaf]) -> Re
 
 
 def _deferred(function: Callable[..., Results], step: LeafStep, scalars: Any, leaves: Sequence[Leaf]) -> Results:
-    """``function(devices, step, scalars, leaves)``, traced when it is lowered."""
+    """``function(target, step, scalars, leaves)``, traced when it is lowered."""
     from adamite.engines.deferred import deferred
 
     numbers, put = split(scalars)
     arrays, form = jax.tree.flatten([(leaf.g, leaf.p, leaf.stored) for leaf in leaves])
     fixed = [leaf._replace(g=None, p=None, stored=None) for leaf in leaves]
 
-    def flat(devices: int, *values: jax.Array) -> list[jax.Array]:
+    def flat(target: Any, *values: jax.Array) -> list[jax.Array]:
         rows = form.unflatten(values[len(numbers) :])
         own = [leaf._replace(g=g, p=p, stored=stored) for leaf, (g, p, stored) in zip(fixed, rows, strict=True)]
-        return jax.tree.leaves(function(devices, step, put(values[: len(numbers)]), own))
+        return jax.tree.leaves(function(target, step, put(values[: len(numbers)]), own))
 
     new = iter(deferred(flat, _types(step, scalars, leaves), *numbers, *arrays))
     return [(next(new), jax.tree.map(lambda _: next(new), leaf.stored)) for leaf in leaves]

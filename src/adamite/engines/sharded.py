@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from adamite.engines.leaf_step import Leaf, LeafStep, Place, kind, split
+from adamite.engines.leaf_step import Leaf, LeafStep, Place, block_of, kind, split
 from adamite.numerics import is_traced
 from adamite.random_bits import row_major
 
@@ -66,8 +66,9 @@ def cut_blocks(step: LeafStep, leaf: Leaf, sharding: Any) -> str:
     """That a leaf that is sharded so has blocks on several devices; "" if it has none."""
     spec = _spec(sharding, leaf.g.ndim)
     parts = math.prod(sharding.mesh.shape[name] for name in spec[-1]) if spec else 1
-    if step.block > 1 and parts > 1 and leaf.g.shape[-1] % (parts * step.block):
-        return f"its last axis is cut into {parts} parts, in which blocks of {step.block} are not whole"
+    block = block_of(step, leaf)
+    if block > 1 and parts > 1 and leaf.g.shape[-1] % (parts * block):
+        return f"its last axis is cut into {parts} parts, in which blocks of {block} are not whole"
     return ""
 
 

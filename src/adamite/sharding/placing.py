@@ -7,13 +7,12 @@ import optax
 from jax.sharding import AxisType, NamedSharding
 from jax.tree_util import keystr
 
-from adamite.identity import described
+from adamite.identity import identity
 from adamite.paths import leaves_with_path
 from adamite.sharding.laying import laid
 from adamite.sharding.layout import Spread
 
 
-@described
 def placed(tx: optax.GradientTransformation, params: Any) -> Spread:
     """Tell a transformation how its parameters are sharded, so that each device steps its own part by a kernel.
 
@@ -50,14 +49,17 @@ def placed(tx: optax.GradientTransformation, params: Any) -> Spread:
         >>> state[0].mu.codes.sharding.spec
         P('data', None)
     """
-    shardings = [_on_a_mesh(keystr(path), leaf) for path, leaf in leaves_with_path(params)]
-    if not shardings:
+    own = {keystr(path): _on_a_mesh(keystr(path), leaf) for path, leaf in leaves_with_path(params)}
+    if not own:
         raise ValueError("params must hold an array or a sharding at least")
-    mesh = shardings[0].mesh
-    for (path, _), sharding in zip(leaves_with_path(params), shardings, strict=True):
+    mesh = next(iter(own.values())).mesh
+    for path, sharding in own.items():
         if sharding.mesh != mesh:
-            raise ValueError(f"params{keystr(path)} is on the mesh {sharding.mesh}, and others are on {mesh}")
-    return laid("placed", tx, mesh, (), jax.tree.structure(params).unflatten(shardings))
+            raise ValueError(f"params{path} is on the mesh {sharding.mesh}, and others are on {mesh}")
+    told = laid("placed", tx, mesh, (), jax.tree.structure(params).unflatten(own.values()))
+    # As `described` has it, but of the arrays themselves nothing is kept.
+    told.__dict__["identity"] = {"name": "placed", "tx": identity(tx), "param_shardings": own}
+    return told
 
 
 def _on_a_mesh(path: str, leaf: Any) -> NamedSharding:
