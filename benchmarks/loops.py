@@ -151,8 +151,9 @@ def in_equinox(tx: Any, sizes: tuple[int, ...], dtype: Any, data: Any, *, by_ste
         grads = eqx.filter_grad(lambda model: loss_of(jax.vmap(model)(x), target))(model)
         if by_step:
             return tx.step(grads, state, model)
-        updates, state = tx.update(grads, state, eqx.filter(model, eqx.is_inexact_array))
-        return optax.apply_updates(model, updates), state
+        params, static = eqx.partition(model, eqx.is_inexact_array)
+        updates, state = tx.update(grads, state, params)
+        return eqx.combine(optax.apply_updates(params, updates), static), state
 
     return (lambda model, state, *batch: step(batch, model, state)), [model, state], data
 

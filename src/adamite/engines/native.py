@@ -56,7 +56,7 @@ def why_not(step: LeafStep, scalars: Any, leaf: Leaf) -> str:
 def run(step: LeafStep, scalars: Any, leaves: Sequence[Leaf]) -> list[tuple[jax.Array, Any]]:
     """The result of each leaf and what the state then holds; `why_not` must have said nothing for any of them."""
     programs = [program(step, scalars, leaf) for leaf in leaves]
-    operands = {id(its): _operands(its, scalars) for its in programs}
+    operands = {name: _operands(own, scalars) for name, own in {id(own): own for own in programs}.items()}
     results: list[tuple[jax.Array, Any]] = []
     for group in _batches(leaves, programs):
         results += _call(step, group, operands)
