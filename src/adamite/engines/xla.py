@@ -1,7 +1,8 @@
 """Steps of leaves by XLA: whole, or a large leaf slice by slice (see `slices`). It takes every leaf on every device.
 
-Leaves of one shape share one tracing. In slices, a leaf begins when the leaf before it is done, so that what is
-computed on the way is of one slice.
+Leaves of one shape share one tracing and one compilation: XLA's CPU compiler compiles equal loops once, if no constant
+in them is a leaf's own. In slices, a leaf begins when another one is done, so that what is computed on the way is of
+one slice. The last leaf is the first, as a backward pass finds their gradients.
 """
 
 import functools
@@ -10,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from adamite.engines.leaf_step import Leaf, LeafStep
@@ -33,11 +35,14 @@ def run(step: LeafStep, scalars: Any, leaves: Sequence[Leaf], devices: int) -> l
     """
     traced_once = step.in_slices or _worth_tracing_once(step, leaves)
     one = _traced_once(step, devices) if traced_once else _update(step, devices)
-    turn, results = _first_turn(scalars) if step.in_slices else None, []
-    for leaf in leaves:
-        turn, u, stored = one(leaf.dtype, scalars, leaf.number, turn, leaf.g, leaf.p, leaf.stored)
-        results.append((step.result(leaf.p, u), stored))
-    return results
+    turn, zero = _first_turn(scalars) if step.in_slices else None, _unknown_zero(scalars)
+    done: dict[int, tuple[jax.Array, Any]] = {}
+    for leaf in reversed(leaves):
+        # An array of two constants is not moved into a loop, as one is.
+        number = leaf.number if zero is None else (np.array([leaf.number, 0], np.uint32) + zero)[0]
+        turn, u, stored = one(leaf.dtype, scalars, number, turn, leaf.g, leaf.p, leaf.stored)
+        done[leaf.number] = step.result(leaf.p, u), stored
+    return [done[leaf.number] for leaf in leaves]
 
 
 def _traced_once(step: LeafStep, devices: int) -> Callable[..., Any]:
@@ -101,3 +106,9 @@ def _first_turn(scalars: Any) -> jax.Array:
     """A number >= 0 that the compiler does not know: part of any number that is computed at each step."""
     computed = [x for x in jax.tree.leaves(scalars) if isinstance(x, jax.Array)]
     return computed[0].astype(jnp.int32) & 0x7FFFFFFF if computed else jnp.int32(0)
+
+
+def _unknown_zero(scalars: Any) -> jax.Array | None:
+    """0, uint32 of shape (), of which the compiler does not know that it is; None where no step draws random bits."""
+    keys = [x for x in jax.tree.leaves(scalars) if is_traced(x) and x.dtype == jnp.uint32]
+    return (keys[0] & 0x7FFFFFFF) >> 31 if keys else None
