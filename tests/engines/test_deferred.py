@@ -94,7 +94,8 @@ def test_it_is_told_over_how_many_devices_the_partitioner_spreads_arrays(kinds, 
     assert told.targets == [Target(devices)]
 
 
-def test_it_is_traced_on_the_mesh_on_which_it_was_called():
+@pytest.mark.parametrize("manual", [True, False])
+def test_it_is_traced_on_the_mesh_on_which_it_was_called(manual):
     told, mesh = Told(), mesh_of(EXPLICIT, EXPLICIT)
     seen = []
 
@@ -102,11 +103,15 @@ def test_it_is_traced_on_the_mesh_on_which_it_was_called():
         seen.append(jax.sharding.get_abstract_mesh())
         return told(x)
 
-    with jax.set_mesh(mesh):
-        new = jax.jit(step)(jax.device_put(X, NamedSharding(mesh, P("data"))))
+    x = jax.device_put(X, NamedSharding(mesh, P("data")))
+    if manual:
+        traced = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=P("data"), out_specs=P("data"))).trace(x)
+    else:
+        with jax.set_mesh(mesh):
+            traced = jax.jit(step).trace(x)
+    traced.lower()  # where no mesh is set
     assert told.meshes == seen
-    assert seen[0] == mesh.abstract_mesh
-    assert new.sharding.spec == P("data", None)
+    assert seen[0].shape == mesh.shape
 
 
 def test_it_is_told_of_several_platforms():

@@ -38,28 +38,26 @@ def deferred(function: Deferred, results: Sequence[Any], *arrays: jax.Array) -> 
         results: the types of its results, as `jax.typeof` gives them.
         *arrays: its arguments. If they are no tracers, it is called at once.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    return _deferred.bind(*arrays, function=function, results=tuple(results), mesh=mesh)
+    return _deferred.bind(*arrays, function=function, results=tuple(results))
 
 
 @_deferred.def_abstract_eval
-def _types(*arrays: Any, function: Deferred, results: tuple[Any, ...], mesh: Any) -> Any:
-    del arrays, function, mesh
+def _types(*arrays: Any, function: Deferred, results: tuple[Any, ...]) -> Any:
+    del arrays, function
     return results
 
 
 @_deferred.def_impl
-def _at_once(*arrays: Any, function: Deferred, results: tuple[Any, ...], mesh: Any) -> Any:
-    del results, mesh
+def _at_once(*arrays: Any, function: Deferred, results: tuple[Any, ...]) -> Any:
+    del results
     return function(Target(), *arrays)
 
 
-def _lower(context: Any, *values: Any, function: Deferred, results: tuple[Any, ...], mesh: Any) -> Any:
+def _lower(context: Any, *values: Any, function: Deferred, results: tuple[Any, ...]) -> Any:
     del results
     module = context.module_context
     own = functools.partial(function, Target(_devices(module.axis_context), len(module.platforms)))
-    with jax.sharding.use_abstract_mesh(mesh):
-        return mlir.lower_fun(own, multiple_results=True)(context, *values)
+    return mlir.lower_fun(own, multiple_results=True)(context, *values)
 
 
 def _devices(axes: Any) -> int:
@@ -70,16 +68,14 @@ def _devices(axes: Any) -> int:
     return getattr(axes, "num_devices", None) or 1
 
 
-def _batch(
-    arrays: Sequence[Any], axes: Sequence[Any], *, function: Deferred, results: tuple[Any, ...], mesh: Any
-) -> Any:
+def _batch(arrays: Sequence[Any], axes: Sequence[Any], *, function: Deferred, results: tuple[Any, ...]) -> Any:
     del results
 
     def batched(target: Target, *arrays: Any) -> Any:
         return jax.vmap(functools.partial(function, target), tuple(axes))(*arrays)
 
     types = jax.make_jaxpr(functools.partial(batched, Target()))(*arrays).out_avals
-    return _deferred.bind(*arrays, function=batched, results=tuple(types), mesh=mesh), (0,) * len(types)
+    return _deferred.bind(*arrays, function=batched, results=tuple(types)), (0,) * len(types)
 
 
 mlir.register_lowering(_deferred, _lower)
