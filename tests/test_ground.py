@@ -35,12 +35,6 @@ USES = {
         "src/adamite/engines/writing.py",
         "jax.extend.core.jaxpr_as_fun",
     ): "its numbers are computed by one",
-    (
-        "src/adamite/engines/leaf_step.py",
-        "jax.extend.core.ClosedJaxpr",
-    ): "what a step closes over becomes an argument",
-    ("src/adamite/engines/leaf_step.py", "jax.extend.core.jaxpr_as_fun"): "as above",
-    ("src/adamite/engines/leaf_step.py", "a jaxpr"): "as above",
     ("src/adamite/engines/writing.py", "a jaxpr"): "a program is written down from one",
     ("src/adamite/engines/products.py", "a jaxpr"): "sums of products are found in one; rules stay plain functions",
 }

@@ -10,8 +10,8 @@ import optax
 import pytest
 
 import adamite
-from adamite.core.tree_pass import _arrays_in
 from adamite.engines import choice, running
+from adamite.engines.closures import closed_over
 
 PARAMS = {"w": jnp.ones((64, 256)), "b": jnp.ones(3)}
 
@@ -76,7 +76,7 @@ def test_arrays_are_found_wherever_a_function_has_them():
     def function(a=u, *, b=v):
         return x + a + b
 
-    found = _arrays_in((functools.partial(function, y), {"holder": [Holder().method]}, jnp.sum, np))
+    found = closed_over((functools.partial(function, y), {"holder": [Holder().method]}, jnp.sum, np))
     assert {int(array) for array in found} == {0, 1, 2, 3, 4}
 
 

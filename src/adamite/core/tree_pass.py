@@ -5,7 +5,6 @@ steps which leaf.
 """
 
 import functools
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +19,7 @@ from adamite.core.optimizer import Optimizer
 from adamite.core.part import Part
 from adamite.core.placement import settle
 from adamite.engines import Leaf, LeafStep
+from adamite.engines.closures import closed_over
 from adamite.numerics import as_array, is_none, update_dtype, wide_dtype, widen
 from adamite.paths import leaves_with_path
 from adamite.random_bits import fold, random_bits
@@ -71,7 +71,7 @@ class TreePass:
                 in_slices=part.in_slices,
                 few_bits=part.few_bits,
                 elementwise=part.elementwise,
-                closes_over=_arrays_in(part),
+                closes_over=closed_over(part),
             )
             for ends_with_weights in (False, True)
         )
@@ -152,41 +152,3 @@ def _paths(updates: Any) -> list[str]:
 
 def _tree_pass(part: Part, rounded: bool) -> TreePass:
     return TreePass(part, rounded=rounded)
-
-
-def _arrays_in(value: Any) -> list[jax.Array]:
-    """The arrays that a function refers to beside its arguments, or that functions in a tuple, dict or object do.
-
-    `optax.inject_hyperparams` builds a transformation of such functions anew for each step.
-    """
-    found: dict[int, jax.Array] = {}
-    seen: dict[int, Any] = {}  # by identity; held, so that none is another's after it
-    open_ = [value]
-    while open_:
-        value = open_.pop()
-        if id(value) in seen or isinstance(value, (str, int, float, type, types.ModuleType)):
-            continue
-        seen[id(value)] = value
-        if isinstance(value, jax.Array):
-            found[id(value)] = value
-        elif isinstance(value, functools.partial):
-            open_ += [value.func, value.args, value.keywords]
-        elif isinstance(value, dict):
-            open_ += value.values()
-        elif isinstance(value, (tuple, list)):
-            open_ += value
-        elif isinstance(value, types.MethodType):
-            open_ += [value.__func__, value.__self__]
-        elif isinstance(value, types.FunctionType):
-            open_ += [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
-            open_ += [value.__defaults__, value.__kwdefaults__]
-        else:
-            open_.append(getattr(value, "__dict__", None))
-    return list(found.values())
-
-
-def _is_filled(cell: Any) -> bool:
-    try:
-        return cell.cell_contents is cell.cell_contents
-    except ValueError:
-        return False

@@ -6,13 +6,14 @@ written again for an engine.
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
+from adamite.engines.closures import given
 from adamite.numerics import cast, is_traced
 from adamite.random_bits import row_major
 
@@ -76,12 +77,9 @@ class LeafStep:
         arrays = [x for x in self.closes_over if is_traced(x)]
 
         def opened(function: Callable[..., Any]) -> Callable[..., Any]:
-            def of_arguments(scalars: Any, number: Any, index: Any, *leaf: Any) -> Any:
-                def of_arrays(scalars: Any, number: Any, *leaf: Any) -> Any:
-                    return function(scalars, number, index, *leaf)
-
+            def of_arguments(scalars: Any, *args: Any) -> Any:
                 scalars, values = scalars
-                return with_arrays(of_arrays, dict(zip(map(id, arrays), values, strict=True)), scalars, number, *leaf)
+                return given(function, arrays, values)(scalars, *args)
 
             return of_arguments
 
@@ -99,16 +97,6 @@ class LeafStep:
     def result(self, p: Any, u: jax.Array) -> jax.Array:
         """What the step ends with, where the update is `u`."""
         return moved(p, u) if self.ends_with_weights else u
-
-
-def with_arrays(function: Callable[..., Any], values: Mapping[int, jax.Array], *args: Any) -> Any:
-    """``function(*args)``, with other arrays in place of those that it closes over, by the identity of these."""
-    from jax.extend.core import ClosedJaxpr, jaxpr_as_fun  # imported where it is wanted: JAX imports much for it
-
-    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
-    consts = [values.get(id(x), x) for x in closed.consts]
-    results = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, consts))(*jax.tree.leaves(args))
-    return jax.tree.structure(shapes).unflatten(results)
 
 
 def moved(p: Any, u: jax.Array) -> Any:

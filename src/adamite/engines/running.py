@@ -47,8 +47,9 @@ def run(asked: str, step: LeafStep, scalars: Any, leaves: Sequence[Leaf]) -> Res
     if asked != "xla":
         record(asked, step, scalars, list(leaves))
     traced = any(is_traced(x) for x in jax.tree.leaves((scalars, step.closes_over, [leaf.arrays for leaf in leaves])))
-    # XLA cuts leaves into slices by the number of devices, which is known when the step is lowered.
-    undecided = [may_have_kernel(asked, step, leaf) or (traced and step.in_slices) for leaf in leaves]
+    # How XLA steps lean leaves depends on the platform and the number of devices, known when the step is lowered.
+    lean = [traced and (step.in_slices or step.few_bits(leaf.stored)) for leaf in leaves]
+    undecided = [is_lean or may_have_kernel(asked, step, leaf) for is_lean, leaf in zip(lean, leaves, strict=True)]
     return _by_way(
         leaves,
         ["undecided" if later else "xla" for later in undecided],
@@ -148,13 +149,15 @@ def _lowered(asked: str, platform: str, target: Any, step: LeafStep, scalars: An
         chosen = ["xla" if is_hidden(leaf) else engine for leaf, engine in zip(leaves, chosen, strict=True)]
     if target.platforms > 1:
         chosen = ["xla" if engine == "pallas" else engine for engine in chosen]
-    return _chosen(step, scalars, leaves, chosen, target.devices)
+    return _chosen(step, scalars, leaves, chosen, target.devices, platform)
 
 
-def _chosen(step: LeafStep, scalars: Any, leaves: Sequence[Leaf], chosen: Sequence[str], devices: int) -> Results:
+def _chosen(
+    step: LeafStep, scalars: Any, leaves: Sequence[Leaf], chosen: Sequence[str], devices: int, platform: str = ""
+) -> Results:
     """Steps of leaves by the engines chosen."""
     own = {name: functools.partial(_by_parts, name, step, scalars) for name in OF_ONE_DEVICE}
-    return _by_way(leaves, chosen, xla=lambda own: xla.run(step, scalars, own, devices), **own)
+    return _by_way(leaves, chosen, xla=lambda own: xla.run(step, scalars, own, devices, platform), **own)
 
 
 def _by_parts(name: str, step: LeafStep, scalars: Any, leaves: list[Leaf]) -> Results:

@@ -1,8 +1,8 @@
 """Steps of leaves by XLA: whole, or a large leaf slice by slice (see `slices`). It takes every leaf on every device.
 
-Leaves of one shape share one tracing and one compilation: XLA's CPU compiler compiles equal loops once, if no constant
-in them is a leaf's own. In slices, a leaf begins when another one is done, so that what is computed on the way is of
-one slice. The last leaf is the first, as a backward pass finds their gradients.
+Leaves of one shape share one tracing, and on CPUs one compilation: that compiler compiles equal loops once, if no
+constant in them is a leaf's own. In slices, a leaf begins when the leaf before it is done, so that what is computed on
+the way is of one slice.
 """
 
 import functools
@@ -24,7 +24,9 @@ SLICED = 2**12
 """Smaller leaves are stepped whole."""
 
 
-def run(step: LeafStep, scalars: Any, leaves: Sequence[Leaf], devices: int) -> list[tuple[jax.Array, Any]]:
+def run(
+    step: LeafStep, scalars: Any, leaves: Sequence[Leaf], devices: int, platform: str = ""
+) -> list[tuple[jax.Array, Any]]:
     """The result of each leaf, weights or update, and what the state then holds for it.
 
     Args:
@@ -32,17 +34,18 @@ def run(step: LeafStep, scalars: Any, leaves: Sequence[Leaf], devices: int) -> l
         scalars: what it takes once.
         leaves: the leaves.
         devices: over how many devices XLA may spread a leaf. Slices are made so that each has its part of each.
+        platform: that for which the step is lowered, if it is known.
     """
     traced_once = step.in_slices or _worth_tracing_once(step, leaves)
     one = _traced_once(step, devices) if traced_once else _update(step, devices)
-    turn, zero = _first_turn(scalars) if step.in_slices else None, _unknown_zero(scalars)
-    done: dict[int, tuple[jax.Array, Any]] = {}
-    for leaf in reversed(leaves):
+    turn, results = _first_turn(scalars) if step.in_slices else None, []
+    zero = _unknown_zero(scalars) if platform == "cpu" else None  # on TPUs it would cost temporary memory
+    for leaf in leaves:
         # An array of two constants is not moved into a loop, as one is.
         number = leaf.number if zero is None else (np.array([leaf.number, 0], np.uint32) + zero)[0]
         turn, u, stored = one(leaf.dtype, scalars, number, turn, leaf.g, leaf.p, leaf.stored)
-        done[leaf.number] = step.result(leaf.p, u), stored
-    return [done[leaf.number] for leaf in leaves]
+        results.append((step.result(leaf.p, u), stored))
+    return results
 
 
 def _traced_once(step: LeafStep, devices: int) -> Callable[..., Any]:
