@@ -359,3 +359,10 @@ class TestRefused:
         told = placed(INT8, laid(0))
         inside = jax.shard_map(told.init, mesh=mesh_of(), in_specs=P(), out_specs=P())
         self.refuses("params['b'] is one device's own, inside of shard_map or pmap", lambda: jax.jit(inside)(laid(0)))
+
+
+def test_a_parameter_may_have_any_name():
+    """A mesh's shardings are named by parameters, and no argument of a rounding."""
+    told = placed(adamite.adam(1e-2), {"rounding": NamedSharding(mesh_of(), P())})
+    assert not adamite.core.rounds_weights(told)
+    assert adamite.core.rounds_weights(placed(OPTIMIZERS["int8, residual8"][1], {"w": NamedSharding(mesh_of(), P())}))

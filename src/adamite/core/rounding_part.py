@@ -148,7 +148,7 @@ def rounds_weights(tx: Any) -> bool:
         if not isinstance(told, dict):
             return False
         own = told.get("name") == round_weights.__name__ or told.get("rounding") is not None
-        return own or any(map(rounds, told.values()))
+        return own or any(rounds(value) for name, value in told.items() if name != "param_shardings")
 
     return rounds(identity(tx))
 

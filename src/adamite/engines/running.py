@@ -209,7 +209,7 @@ def _warn(asked: str, platform: str, step: LeafStep, leaves: Sequence[Leaf], cho
         return
     if platform == "cpu" and library() is None:
         _warn_once(
-            "adamite-native is not installed: XLA steps moments of few bits, which takes two to three times as long. "
+            "adamite-native is not installed: XLA steps moments of few bits, which takes several times as long. "
             "To install it: pip install adamite[native], or pip install ./native in a checkout"
         )
 
