@@ -34,10 +34,15 @@ def described(build: Callable[Args, Tx]) -> Callable[Args, Tx]:
         tx = build(*args, **kwargs)
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        tx.__dict__["identity"] = {"name": build.__name__, **{k: _plain(v) for k, v in bound.arguments.items()}}
-        return tx
+        return describe(tx, build.__name__, bound.arguments)
 
     return built
+
+
+def describe(tx: Tx, name: str, arguments: Mapping[str, Any]) -> Tx:
+    """`tx`, of which `identity` says that the function `name` built it from these arguments."""
+    tx.__dict__["identity"] = {"name": name, **{k: _plain(v) for k, v in arguments.items()}}
+    return tx
 
 
 def identity(tx: Any) -> dict[str, Any]:

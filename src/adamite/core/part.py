@@ -2,7 +2,7 @@
 
 Adam, the weight decay behind it, the learning rate and the rounding of weights each change an element of the update by
 what they know of that element alone. So they need not be done one after the other on the whole tree: a leaf is read,
-stepped by all of them and written (see `leafwise`).
+stepped by all of them and written (see `tree_pass`).
 """
 
 import functools
@@ -48,7 +48,7 @@ class Part(NamedTuple):
 
     few_bits: Callable[[Any], bool] = lambda _: False
     """``few_bits(stored)``: whether a moment of the leaf is stored in fewer bits than a float32 has; then no sum may
-    depend on the program (see `products`)."""
+    depend on the program (see `engines.products`)."""
 
     elementwise: bool = True
     """Whether an element, or a block of them, is stepped by what is known of it alone; else of the whole leaf."""

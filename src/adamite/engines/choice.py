@@ -171,9 +171,9 @@ def _elsewhere(platform: str, step: LeafStep, leaf: Leaf, sharding: Any) -> str:
 def is_partly_manual(leaf: Leaf) -> bool:
     """Whether the leaf is one device's own along some axes of a mesh, and not along others."""
     mesh = jax.typeof(leaf.g).sharding.mesh
-    others = [mesh.shape[name] for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-              if kind is not AxisType.Manual]  # fmt: skip
-    return AxisType.Manual in mesh.axis_types and math.prod(others) > 1
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    others = math.prod(mesh.shape[name] for name, kind in kinds if kind is not AxisType.Manual)
+    return AxisType.Manual in mesh.axis_types and others > 1
 
 
 def is_hidden(leaf: Leaf) -> bool:

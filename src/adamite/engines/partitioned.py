@@ -9,7 +9,6 @@ and back, where XLA's own step would gather the leaf.
 """
 
 import functools
-import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -41,14 +40,13 @@ def run(engine: Engine, step: LeafStep, scalars: Any, leaves: Sequence[Leaf]) ->
 
 
 def _run(engine: Engine, step: LeafStep, scalars: Any, leaves: Sequence[Leaf]) -> list[tuple[jax.Array, Any]]:
-    numbers, put = split(scalars)
-    arrays, form = jax.tree.flatten([(leaf.g, leaf.p, leaf.stored) for leaf in leaves])
-    fixed = [leaf._replace(g=None, p=None, stored=None) for leaf in leaves]
+    arrays, put = split((scalars, leaves))
+    numbers = len(split(scalars)[0])
 
-    def step_parts(values: Sequence[jax.Array], places: Iterable[Place | None]) -> list[jax.Array]:
-        rows = zip(fixed, form.unflatten(values[len(numbers) :]), places, strict=True)
-        parts = [leaf._replace(g=g, p=p, stored=stored, place=place) for leaf, (g, p, stored), place in rows]
-        return jax.tree.leaves(engine(put(values[: len(numbers)]), parts))
+    def step_parts(arrays: Sequence[jax.Array], places: Iterable[Place | None]) -> list[jax.Array]:
+        scalars, own = put(arrays)
+        parts = [leaf._replace(place=place) for leaf, place in zip(own, places, strict=True)]
+        return jax.tree.leaves(engine(scalars, parts))
 
     def whole(*values: jax.Array) -> tuple[jax.Array, ...]:
         own = deferred(lambda _, *values: step_parts(values, [None] * len(leaves)), result_types(step, leaves), *values)
@@ -56,12 +54,11 @@ def _run(engine: Engine, step: LeafStep, scalars: Any, leaves: Sequence[Leaf]) -
 
     def partition(mesh: Any, arguments: Sequence[Any], results: Any) -> tuple[Any, ...]:
         del mesh, results
-        given = iter(arguments[len(numbers) :])
-        gradients = [tuple(itertools.islice(given, len(leaf.arrays)))[0] for leaf in leaves]  # noqa: RUF015
+        gradients = [leaf.g for leaf in put(arguments)[1]]
         devices = list(gradients[0].sharding.devices_indices_map(gradients[0].shape))
         flat_mesh = Mesh(np.array(devices), (DEVICE,))
         everywhere = NamedSharding(flat_mesh, PartitionSpec())
-        origins, inputs, outputs = [], [everywhere] * len(numbers), []
+        origins, inputs, outputs = [], [everywhere] * numbers, []
         for leaf, gradient in zip(leaves, gradients, strict=True):
             own = _in_whole_blocks(gradient.sharding, leaf.g.shape, block_of(step, leaf), flat_mesh)
             of_arrays = [everywhere if kind(x, leaf.g, step.block) == "all" else own for x in leaf.arrays]
@@ -80,7 +77,7 @@ def _run(engine: Engine, step: LeafStep, scalars: Any, leaves: Sequence[Leaf]) -
     call.def_partition(
         partition,
         infer_sharding_from_operands=None,
-        sharding_rule=_rule(len(numbers), step, leaves),
+        sharding_rule=_rule(numbers, step, leaves),
         decode_shardings=False,
     )
     by_kernel = jax.custom_batching.custom_vmap(lambda *values: call(*values))
@@ -94,9 +91,7 @@ def _run(engine: Engine, step: LeafStep, scalars: Any, leaves: Sequence[Leaf]) -
             def one(*values: jax.Array) -> list[jax.Array]:
                 if target.devices == 1:
                     return step_parts(values, [None] * len(leaves))
-                rows = zip(fixed, form.unflatten(values[len(numbers) :]), strict=True)
-                own = [leaf._replace(g=g, p=p, stored=stored) for leaf, (g, p, stored) in rows]
-                return jax.tree.leaves(xla.run(step, put(values[: len(numbers)]), own, target.devices))
+                return jax.tree.leaves(xla.run(step, *put(values), devices=target.devices))
 
             return jax.vmap(one, axes)(*values)
 
@@ -104,7 +99,7 @@ def _run(engine: Engine, step: LeafStep, scalars: Any, leaves: Sequence[Leaf]) -
         new = tuple(deferred(batched, types, *values))
         return new, tuple(True for _ in new)
 
-    new = iter(by_kernel(*numbers, *arrays))
+    new = iter(by_kernel(*arrays))
     return [(next(new), jax.tree.map(lambda _: next(new), leaf.stored)) for leaf in leaves]
 
 

@@ -1,9 +1,10 @@
 """Stepping leaves, each by its engine.
 
-Eager arrays show their devices. Under jit it is decided for each platform what it would do, and XLA lowers that of the
-platform for which it compiles. An engine steps leaves of one device; it is given the parts that each device has
+Eager arrays show their devices. Under jit the step of each platform is traced when it is lowered (see `deferred`). An
+engine steps leaves of one device. Of a leaf that is on several, it is given each device's part. The sharding is
 
-    shown    by the type of the leaf, on a mesh of Explicit axes (see `sharded`),
+    shown    by the leaf's type, on a mesh of Explicit axes, or by an eager array (see `sharded`);
+    told     by `adamite.sharding.placed` or `zero1` (see `sharded`);
     found    by XLA's partitioner, on a mesh of Auto axes, on CPUs (see `partitioned`).
 """
 
@@ -95,18 +96,12 @@ def _under_jit(asked: str, step: LeafStep, scalars: Any, leaves: Sequence[Leaf])
     if any(map(is_traced, step.closes_over)):
         step, arrays = step.open()
         scalars = scalars, arrays
-    numbers, put = split(scalars)
-
-    def given(values: Any) -> tuple[Any, list[Leaf]]:
-        numbers, arrays = values
-        return put(numbers), [
-            leaf._replace(g=g, p=p, stored=stored) for leaf, (g, p, stored) in zip(fixed, arrays, strict=True)
-        ]
+    arrays, put = split((scalars, leaves))
 
     @jax.custom_jvp
-    def run(values: Any) -> Results:
+    def run(arrays: Sequence[jax.Array]) -> Results:
         branches = {
-            platform: functools.partial(_on_platform, asked, platform, step, *given(values))
+            platform: functools.partial(_on_platform, asked, platform, step, *put(arrays))
             for platform in ("cpu", "tpu", "default")
         }
         return jax.lax.platform_dependent(**branches)
@@ -114,10 +109,9 @@ def _under_jit(asked: str, step: LeafStep, scalars: Any, leaves: Sequence[Leaf])
     @run.defjvp
     def _derivative(primals: Any, tangents: Any) -> Any:
         # It is traced at once, when nobody knows the number of devices; no result depends on it.
-        return jax.jvp(lambda values: xla.run(step, *given(values), jax.device_count()), primals, tangents)
+        return jax.jvp(lambda arrays: xla.run(step, *put(arrays), devices=jax.device_count()), primals, tangents)
 
-    fixed = [leaf._replace(g=None, p=None, stored=None) for leaf in leaves]
-    return run((numbers, [(leaf.g, leaf.p, leaf.stored) for leaf in leaves]))
+    return run(arrays)
 
 
 def _on_platform(asked: str, platform: str, step: LeafStep, scalars: Any, leaves: Sequence[Leaf]) -> Results:
@@ -137,17 +131,14 @@ def _by_partitioner(engine: str, step: LeafStep, scalars: Any, leaves: list[Leaf
 
 
 def _lowered(asked: str, platform: str, target: Any, step: LeafStep, scalars: Any, leaves: Sequence[Leaf]) -> Results:
-    """Steps while they are lowered: it is known over how many devices leaves may be spread.
-
-    Pallas cannot be lowered for several platforms at once.
-    """
+    """Steps while they are lowered: it is known for what."""
     chosen = [choose(asked, platform, step, scalars, leaf)[0] for leaf in leaves]
     _warn(asked, platform, step, leaves, chosen)
     if platform == "tpu" and "pallas" in chosen:
         chosen = [e if pallas().is_lowered(step, leaf) else "xla" for e, leaf in zip(chosen, leaves, strict=True)]
     if target.devices > 1:
         chosen = ["xla" if is_hidden(leaf) else engine for leaf, engine in zip(leaves, chosen, strict=True)]
-    if target.platforms > 1:
+    if target.platforms > 1:  # for which Pallas cannot be lowered at once
         chosen = ["xla" if engine == "pallas" else engine for engine in chosen]
     return _chosen(step, scalars, leaves, chosen, target.devices, platform)
 
@@ -175,31 +166,20 @@ def _deferred(function: Callable[..., Results], step: LeafStep, scalars: Any, le
     """``function(target, step, scalars, leaves)``, traced when it is lowered."""
     from adamite.engines.deferred import deferred
 
-    numbers, put = split(scalars)
-    arrays, form = jax.tree.flatten([(leaf.g, leaf.p, leaf.stored) for leaf in leaves])
-    fixed = [leaf._replace(g=None, p=None, stored=None) for leaf in leaves]
+    arrays, put = split((scalars, leaves))
 
-    def flat(target: Any, *values: jax.Array) -> list[jax.Array]:
-        rows = form.unflatten(values[len(numbers) :])
-        own = [leaf._replace(g=g, p=p, stored=stored) for leaf, (g, p, stored) in zip(fixed, rows, strict=True)]
-        return jax.tree.leaves(function(target, step, put(values[: len(numbers)]), own))
+    def flat(target: Any, *arrays: jax.Array) -> list[jax.Array]:
+        return jax.tree.leaves(function(target, step, *put(arrays)))
 
-    new = iter(deferred(flat, _types(step, scalars, leaves), *numbers, *arrays))
+    new = iter(deferred(flat, _types(step, scalars, leaves), *arrays))
     return [(next(new), jax.tree.map(lambda _: next(new), leaf.stored)) for leaf in leaves]
 
 
 def _types(step: LeafStep, scalars: Any, leaves: Sequence[Leaf]) -> list[Any]:
     """The types of the results: those of what they replace. Inside of shard_map they may vary over more axes."""
-    arrays = [*split(scalars)[0], *(x for leaf in leaves for x in leaf.arrays)]
+    arrays, put = split((scalars, leaves))
     if any(jax.typeof(x).manual_axis_type.varying for x in arrays):
-        numbers, put = split(scalars)
-        rows = [(leaf.g, leaf.p, leaf.stored) for leaf in leaves]
-
-        def plainly(numbers: Any, rows: Any) -> Results:
-            own = [leaf._replace(g=g, p=p, stored=s) for leaf, (g, p, s) in zip(leaves, rows, strict=True)]
-            return xla.run(step, put(numbers), own, 1)
-
-        return list(jax.make_jaxpr(plainly)(numbers, rows).out_avals)
+        return list(jax.make_jaxpr(lambda arrays: xla.run(step, *put(arrays), devices=1))(arrays).out_avals)
     return result_types(step, leaves)
 
 

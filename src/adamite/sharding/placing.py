@@ -7,7 +7,7 @@ import optax
 from jax.sharding import AxisType, NamedSharding
 from jax.tree_util import keystr
 
-from adamite.identity import identity
+from adamite.identity import describe
 from adamite.paths import leaves_with_path
 from adamite.sharding.laying import laid
 from adamite.sharding.layout import Spread
@@ -57,9 +57,7 @@ def placed(tx: optax.GradientTransformation, params: Any) -> Spread:
         if sharding.mesh != mesh:
             raise ValueError(f"params{path} is on the mesh {sharding.mesh}, and others are on {mesh}")
     told = laid("placed", tx, mesh, (), jax.tree.structure(params).unflatten(own.values()))
-    # As `described` has it, but of the arrays themselves nothing is kept.
-    told.__dict__["identity"] = {"name": "placed", "tx": identity(tx), "param_shardings": own}
-    return told
+    return describe(told, "placed", {"tx": tx, "param_shardings": own})  # which keeps no array alive
 
 
 def _on_a_mesh(path: str, leaf: Any) -> NamedSharding:
