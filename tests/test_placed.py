@@ -315,8 +315,8 @@ class TestRefused:
 
     def test_what_is_on_no_mesh(self):
         w = {"w": tree(0)["w"]}
-        self.refuses("params['w'] is not sharded over a mesh: got SingleDeviceSharding", lambda: placed(INT8, w))
-        self.refuses("params['w'] is not sharded over a mesh: got None", lambda: placed(INT8, {"w": 1.0}))
+        self.refuses("params['w'] is not sharded over a mesh, got SingleDeviceSharding", lambda: placed(INT8, w))
+        self.refuses("params['w'] is not sharded over a mesh, got None", lambda: placed(INT8, {"w": 1.0}))
 
     def test_several_meshes(self):
         other = Mesh(np.array(jax.devices()), ("other",), axis_types=(AxisType.Auto,))

@@ -63,7 +63,10 @@ def placed(tx: optax.GradientTransformation, params: Any) -> Spread:
 def _on_a_mesh(path: str, leaf: Any) -> NamedSharding:
     sharding = leaf if isinstance(leaf, jax.sharding.Sharding) else getattr(leaf, "sharding", None)
     if not isinstance(sharding, NamedSharding):
-        raise ValueError(f"params{path} is not sharded over a mesh: got {sharding!r:.80}")
+        raise ValueError(
+            f"params{path} is not sharded over a mesh, got {sharding!r:.80}: put it there before, "
+            "as jax.device_put(params, NamedSharding(mesh, PartitionSpec())) does"
+        )
     if len(set(sharding.mesh.axis_types)) > 1 or AxisType.Manual in sharding.mesh.axis_types:
         raise ValueError(f"params{path} must be on a mesh whose axes are all Auto or all Explicit, got {sharding.mesh}")
     return sharding
