@@ -30,7 +30,7 @@ import optax
 from adam_step import LEARNING_RATE, gpt2_small, in_turns, machine, many_leaves, one_leaf, torch_contender
 
 import adamite
-from adamite.engines.library import library
+from adamite.engines.native.library import library
 
 TREES = {
     "one leaf of 64M": one_leaf,

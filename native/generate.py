@@ -5,12 +5,12 @@ import json
 import pathlib
 import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent / "generator"))
 sys.path.insert(0, str(pathlib.Path(__file__).parent / "src"))
 
 import adamite_native
 from adamite_native.grid import kernels
-from printing import print_kernel, print_table
+
+from adamite.engines.native.cpp import print_kernel, print_table
 
 FILES = 8
 """How many files the kernels are spread over, so that several processors can compile them."""
@@ -25,17 +25,14 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     found = sorted(kernels(options.only), key=lambda kernel: kernel.program.name)
 
-    printed = [(kernel, print_kernel(kernel)) for kernel in found]
+    printed = [print_kernel(*kernel) for kernel in found]
     shares: list[list[str]] = [[] for _ in range(FILES)]
-    for _, text in sorted(printed, key=lambda pair: -len(pair[1])):
+    for text in sorted(printed, key=len, reverse=True):
         min(shares, key=lambda share: sum(map(len, share))).append(text)
     for number, share in enumerate(shares):
         write(options.folder / f"kernels_{number}.inc", "\n".join(share))
-    write(options.folder / "table.inc", print_table(found))
-    names = {
-        kernel.program.name: {"fixed": {str(k): bits for k, bits in kernel.fixed.items()}, "of": kernel.recipes}
-        for kernel in found
-    }
+    write(options.folder / "table.inc", print_table([kernel.program for kernel in found]))
+    names = {kernel.program.name: kernel.recipes for kernel in found}
     contents = {"built_with": adamite_native.versions(), "kernels": names}
     write(options.folder / "kernels.json", json.dumps(contents, indent=1))
     print(f"{len(found)} kernels")

@@ -8,7 +8,7 @@ import pytest
 
 import adamite
 from adamite import engines
-from adamite.engines.library import library
+from adamite.engines.native.library import library
 from compilation import compiled
 from specs import SPECS
 

@@ -15,7 +15,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 import adamite
 import adamite.__main__
 from adamite.__main__ import main
-from adamite.engines.library import library
+from adamite.engines.native.library import library
 from adamite.memory import CHOSEN, SMALL
 from adamite.planning import decoder, layouts, sent
 

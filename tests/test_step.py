@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 import adamite
 from adamite import engines
 from adamite.core.optimizer import apply_updates
-from adamite.engines.library import library
+from adamite.engines.native.library import library
 from bits import assert_same_bits, types
 from engines.cases import QUICKLY, assert_close
 from specs import SPECS

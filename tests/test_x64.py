@@ -10,7 +10,7 @@ import pytest
 
 import adamite
 from adamite import engines, rounding
-from adamite.engines.library import library
+from adamite.engines.native.library import library
 from bits import assert_same_bits, trajectory
 from specs import SPECS
 

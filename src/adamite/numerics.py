@@ -7,6 +7,7 @@ Kingma & Ba 2015, arXiv:1412.6980, Algorithm 1 and section 3. Operations and the
 results are optax's to the bit. Both functions take trees; an array is a tree of one leaf.
 """
 
+import contextlib
 import functools
 import math
 from typing import Any
@@ -143,7 +144,21 @@ def abs_sq(x: jax.Array) -> jax.Array:
 
 def unfused(x: jax.Array) -> jax.Array:
     """`x`, rounded before it is added to anything: no compiler fuses the product that it is with a sum."""
-    return jnp.where(jnp.isfinite(x), x, 2 * x)
+    with constants():
+        return jnp.where(jnp.isfinite(x), x, 2 * x)
+
+
+_CONSTANTS = "constants"
+
+
+def constants() -> contextlib.AbstractContextManager[Any]:
+    """Inside, floats belong to a format and are nobody's to set: kernels are compiled for these very numbers."""
+    return jax.named_scope(_CONSTANTS)
+
+
+def are_constants(eqn: Any) -> bool:
+    """Whether an equation of a jaxpr was traced inside of `constants`."""
+    return _CONSTANTS in str(eqn.source_info.name_stack).split("/")
 
 
 def _power(g: Any, order: int) -> jax.Array:

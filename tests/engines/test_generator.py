@@ -1,15 +1,15 @@
 """What the native generator may leave out, on operations that no rule has: a shortcut must know its limits."""
 
-import pathlib
-import sys
 from types import SimpleNamespace
 
+import jax.numpy as jnp
 import pytest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "native" / "generator"))
-from lowering import lower
-
-from adamite.engines.writing import Equation, Input
+from adamite.engines import Leaf, LeafStep
+from adamite.engines.native.lowering import lower
+from adamite.engines.native.program import Equation, Input
+from adamite.engines.native.tracing import program
+from adamite.numerics import constants
 
 
 def lowered(given, dtype, *operations):
@@ -17,7 +17,7 @@ def lowered(given, dtype, *operations):
     equations = [Equation(f"v{k}", "element", dtype, *operation) for k, operation in enumerate(operations)]
     last = Input(0, "element", dtype, equations[-1].name)
     dtypes = {"i0": given, **{e.name: e.dtype for e in equations}}
-    nodes, _ = lower(SimpleNamespace(equations=equations, outputs=[last], dtypes=dtypes), {})
+    nodes, _ = lower(SimpleNamespace(equations=equations, outputs=[last], dtypes=dtypes))
     return [node.operation for node in nodes.values()]
 
 
@@ -54,3 +54,23 @@ def test_half_a_product_is_of_numbers_that_are_short_enough(times, factor, halve
         ("shift_right_arithmetic", ("v2", "16")),
     )
     assert ("half_product" in found) == halves
+
+
+def program_of(setting, constant):
+    """The program of ``u = setting g + constant``, of which only the constant belongs to a format."""
+
+    def update(scalars, number, index, g, p, stored):
+        u = setting * g
+        with constants():
+            return u + constant, stored
+
+    leaf = Leaf(0, jnp.ones(256), None, (), jnp.dtype("float32"))
+    return program(LeafStep(update, ends_with_weights=False), (), leaf)
+
+
+def test_a_setting_is_an_operand_and_a_constant_stands_in_the_program():
+    base = program_of(0.9, 3.0)
+    assert program_of(0.8, 3.0).name == base.name
+    assert program_of(0.9, 5.0).name != base.name
+    assert base.scalars == ("float32",)
+    assert [int(x) for x in base.operands(())] == [int(jnp.float32(0.9).view(jnp.uint32))]

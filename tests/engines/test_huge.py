@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 import adamite
 from adamite.engines import Leaf, pallas
 from adamite.engines.leaf_step import Place, first_of_row
-from adamite.engines.library import library
+from adamite.engines.native.library import library
 from engines.cases import adamw, by
 
 SHAPES = [(2**17, 2**16 + 1), (3, 2**31 + 5), (5, 2**15 + 1, 2**17)]

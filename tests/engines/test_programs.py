@@ -11,7 +11,7 @@ import pytest
 
 import adamite
 from adamite import engines
-from adamite.engines import native
+from adamite.engines.native import cpu as native
 
 ROOT = pathlib.Path(__file__).parents[2]
 LIST = ROOT / "tests" / "fixtures" / "native_programs.txt"
@@ -41,6 +41,12 @@ def test_every_jax_traces_the_same_programs():
     ``python tests/engines/test_programs.py``.
     """
     assert [f"{name}  {step}" for step, name in names().items()] == LIST.read_text().splitlines()
+
+
+@pytest.mark.few(40)
+@pytest.mark.parametrize("step", grid.steps(), ids=str)
+def test_settings_change_no_program(step):
+    assert step.program(1).name == names()[str(step)]
 
 
 class Library:

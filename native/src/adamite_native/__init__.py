@@ -13,12 +13,8 @@ __version__ = "0.1.0"
 _HERE = pathlib.Path(__file__).parent
 
 
-def kernels() -> dict[str, dict[str, Any]]:
-    """What each kernel is, by the name of its program.
-
-    ``fixed`` are the operands that are compiled in, by their place, as the bits of a float32; ``of`` says in words
-    which steps it does.
-    """
+def kernels() -> dict[str, list[str]]:
+    """In words, the steps that each kernel does, by the name of its program."""
     return _contents()["kernels"]
 
 

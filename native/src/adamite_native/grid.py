@@ -1,17 +1,16 @@
 """Which steps have kernels: rules x moments x weights x what a step ends with."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 
 import adamite
 from adamite.core.tree_pass import TreePass
 from adamite.engines.leaf_step import Leaf
-from adamite.engines.program import program
-from adamite.engines.writing import Program
+from adamite.engines.native.program import Program
+from adamite.engines.native.tracing import program
 
 SHAPE = (32, 256)
 """Of a leaf that int8 moments are quantized for."""
@@ -21,7 +20,6 @@ class Kernel(NamedTuple):
     """A program and what it is compiled with."""
 
     program: Program
-    fixed: dict[int, int]  # operands that no setting of the recipe changes, by their bits
     recipes: list[str]
 
 
@@ -125,15 +123,9 @@ def kernels(only: str = "") -> list[Kernel]:
     """All of them, each program once; of one recipe alone if it is named."""
     found: dict[str, Kernel] = {}
     for step in steps():
-        if only and step.recipe != only:
-            continue
-        first, second = step.program(0), step.program(1)
-        if first.name != second.name:
-            raise ValueError(f"{step}: its numbers change its program")
-        if first.name in found:
-            found[first.name].recipes.append(str(step))
-        else:
-            found[first.name] = Kernel(first, dict(_fixed(first, second)), [str(step)])
+        if not only or step.recipe == only:
+            program = step.program()
+            found.setdefault(program.name, Kernel(program, [])).recipes.append(str(step))
     return list(found.values())
 
 
@@ -145,9 +137,3 @@ def step_of(name: str, weights: str, gradients: str) -> Step | None:
 @functools.cache
 def _by_name(weights: str, gradients: str) -> dict[str, Step]:
     return {step.program().name: step for step in steps() if (step.weights, step.gradients) == (weights, gradients)}
-
-
-def _fixed(first: Program, second: Program) -> Iterator[tuple[int, int]]:
-    for k, (x, y, dtype) in enumerate(zip(first.literals, second.literals, first.scalars, strict=True)):
-        if x is not None and y is not None and x == y and dtype == "float32":
-            yield k, int(np.float32(x).view(np.uint32))

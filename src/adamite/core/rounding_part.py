@@ -16,7 +16,7 @@ from adamite.core.placement import beside
 from adamite.core.tree_pass import leafwise
 from adamite.engines import moved
 from adamite.identity import described, identity
-from adamite.numerics import as_array, cast, is_none, unfused, widen
+from adamite.numerics import as_array, cast, constants, is_none, unfused, widen
 from adamite.paths import leaves_with_path, map_with_path, unwrapped
 from adamite.random_bits import fold
 from adamite.rounding import (
@@ -119,7 +119,8 @@ def round_weights(rounding: Any = "stochastic") -> Optimizer:
         return step, jnp.where(wide + step == target, new, 0)
 
     def target_of(key: Any, u: jax.Array, p: jax.Array, residual: Any, bits: Any) -> tuple[jax.Array, Any]:
-        return how.round(how.weights(p, residual) + unfused(cast(u, jnp.float32)), p.dtype, lambda: bits(key))
+        with constants():
+            return how.round(how.weights(p, residual) + unfused(cast(u, jnp.float32)), p.dtype, lambda: bits(key))
 
     def to_weights(key: Any, u: jax.Array, p: jax.Array, residual: Any, bits: Any) -> tuple[jax.Array, Any]:
         if not _short(p):
@@ -134,7 +135,8 @@ def round_weights(rounding: Any = "stochastic") -> Optimizer:
         return RoundingState(optax.safe_increment(state.count), residual)
 
     def weights(p: jax.Array, residual: Any) -> jax.Array:
-        return how.weights(p, residual) if _short(p) else widen(p)
+        with constants():
+            return how.weights(p, residual) if _short(p) else widen(p)
 
     return leafwise(Part(init, begin, step, end, weights, to_weights, in_slices=residual_dtype is not None))
 

@@ -13,7 +13,7 @@ from adamite.core.matching import counterparts, difference, same_rank
 from adamite.core.part import Part
 from adamite.core.placement import beside
 from adamite.core.tree_pass import Leafwise, leafwise
-from adamite.numerics import as_array, as_wide_as, is_none
+from adamite.numerics import as_array, as_wide_as, constants, is_none
 from adamite.paths import leaves_with_path, unwrapped
 from adamite.random_bits import fold
 from adamite.storage import Quantized, Storage, choose
@@ -91,9 +91,12 @@ def from_rule(
         del p
         numbers, keys = scalars
         numbers, kept = tuple(as_wide_as(g, number) for number in numbers), tuple(storages.values())
-        u, *new = rule.step(numbers, g, *(s.decode(x) for s, x in zip(kept, stored, strict=True)))
+        with constants():
+            moments = [s.decode(x) for s, x in zip(kept, stored, strict=True)]
+        u, *new = rule.step(numbers, g, *moments)
         draws = [functools.partial(bits, key) for key in keys]
-        return u, tuple(s.encode(m, x, draw) for s, m, x, draw in zip(kept, new, stored, draws, strict=True))
+        with constants():
+            return u, tuple(s.encode(m, x, draw) for s, m, x, draw in zip(kept, new, stored, draws, strict=True))
 
     def end(state: Any, columns: list[Any], structure: Any) -> Any:
         if apart:

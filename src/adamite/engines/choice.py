@@ -21,7 +21,7 @@ from jax.sharding import AxisType
 
 from adamite.engines import sharded
 from adamite.engines.leaf_step import Leaf, LeafStep
-from adamite.engines.library import library
+from adamite.engines.native.library import library
 from adamite.numerics import is_traced
 
 ENGINES = ("auto", "xla", "pallas", "native")
@@ -186,9 +186,9 @@ def is_hidden(leaf: Leaf) -> bool:
 
 def native() -> Any:
     """The engine, imported where it is wanted."""
-    from adamite.engines import native
+    from adamite.engines.native import cpu
 
-    return native
+    return cpu
 
 
 def pallas() -> Any:

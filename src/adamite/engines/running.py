@@ -26,7 +26,7 @@ from adamite.engines.choice import (
     record,
 )
 from adamite.engines.leaf_step import Leaf, LeafStep, result_types, split
-from adamite.engines.library import library
+from adamite.engines.native.library import library
 from adamite.numerics import is_traced
 
 EAGER_STEPS = 4

@@ -1,21 +1,24 @@
 """From a program to what is printed: constants in place, nothing twice, tables for functions of few numbers."""
 
+import math
+from typing import Any
+
 import numpy as np
-from nodes import Node, Nodes, bits, is_bfloat16, is_float, is_integer, limits, value
 
-from adamite.engines.writing import Program
+from adamite.engines.native.nodes import Node, Nodes, bits, is_bfloat16, is_float, is_integer, limits, value
+from adamite.engines.native.program import Program
 
 
-def lower(program: Program, fixed: dict[int, int]) -> tuple[Nodes, list[str]]:
+def lower(program: Program) -> tuple[Nodes, list[str]]:
     """The operations in order, by name, and the values of the program's outputs."""
-    same: dict[str, str] = {f"${k}": f"#{bits}" for k, bits in fixed.items()}
+    same: dict[str, str] = {}
     nodes = Nodes()
     seen: dict[tuple[object, ...], str] = {}
     for eqn in program.equations:
         arguments = tuple(same.get(a, a) for a in eqn.arguments)
         types = _types(program, eqn.arguments, eqn.operation, eqn.dtype)
         plain = Node(eqn.name, eqn.kind, eqn.dtype, eqn.operation, arguments, types)
-        if (back := _bits_and_back(plain, nodes)) is not None:
+        if (back := _already_there(plain, nodes)) is not None:
             same[eqn.name] = back
             continue
         for node in _faster(plain, nodes):
@@ -41,8 +44,14 @@ def _types(program: Program, arguments: tuple[str, ...], operation: str, dtype: 
     return tuple(t or (others[0] if others else dtype) for t in known)
 
 
-def _bits_and_back(node: Node, nodes: Nodes) -> str | None:
-    """What a result is, if it is made of the bits of that."""
+def _already_there(node: Node, nodes: Nodes) -> str | None:
+    """What a result is, if it is the bits of the bits of that, or ``where(is_finite(x), x, 2 x)``: nothing is fused."""
+    if node.operation == "select_n":
+        test, double = (nodes.get(a) for a in node.arguments[:2])
+        x = node.arguments[2]
+        finite = test is not None and (test.operation, test.arguments) == ("is_finite", (x,))
+        twice = double is not None and double.operation == "mul" and set(double.arguments) == {bits(2.0), x}
+        return x if finite and twice else None
     if node.operation != "bitcast_convert_type":
         return None
     inner = nodes.get(node.arguments[0])
@@ -226,6 +235,6 @@ def _is_number(x: str) -> bool:
     return is_float(x) or is_integer(x)
 
 
-def _is_power(x: np.float32) -> bool:
-    mantissa, exponent = np.frexp(x)
+def _is_power(x: Any) -> bool:
+    mantissa, exponent = math.frexp(x)
     return mantissa == 0.5 and abs(exponent) < 120

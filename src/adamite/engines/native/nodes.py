@@ -33,7 +33,7 @@ def is_float(x: str) -> bool:
     return x.startswith("#")
 
 
-def value(x: str) -> np.float32 | int:
+def value(x: str) -> Any:
     """The number that an argument is."""
     return np.uint32(int(x[1:])).view(np.float32) if is_float(x) else int(x)
 
@@ -120,7 +120,7 @@ def _by_octaves(node: Node, nodes: Nodes) -> Limits | None:
     ends = [low, *(y for k in range(40, -1, -1) if low < (y := 2.0**-k) < high), high]
     products = []
     for octave in itertools.pairwise(ends):
-        inside = Nodes(nodes)
+        inside = Nodes(nodes.items())
         inside.limits[x] = Limits(*octave)
         factors = limits(table, inside)
         products += [a * b for a in octave for b in factors[:2]]
@@ -145,8 +145,8 @@ def is_bfloat16(x: str, nodes: Nodes) -> bool:
         condition, no, yes = node.arguments
         finite = nodes.get(condition)
         # What is not finite is infinite or NaN; of a NaN that is a result the upper half is one, too.
-        ends = no in nodes and nodes[no].operation in ARITHMETIC and finite is not None
-        ends = ends and finite.operation == "is_finite" and finite.arguments == (no,)
+        tested = finite is not None and (finite.operation, finite.arguments) == ("is_finite", (no,))
+        ends = tested and no in nodes and nodes[no].operation in ARITHMETIC
         return (ends or is_bfloat16(no, nodes)) and is_bfloat16(yes, nodes)
     if node.operation == "bitcast_convert_type" and node.arguments[0] in nodes:
         source = nodes[node.arguments[0]]
@@ -173,15 +173,15 @@ def _bits_of(x: Limits) -> Limits:
     """As an integer: the bits of a float above 0."""
     if not 0 < x.low <= x.high < np.inf or x.nan:
         return ANYTHING
-    return Limits(*(int(np.float32(end).view(np.int32)) for end in x[:2]))
+    low, high = (int(np.float32(end).view(np.int32)) for end in x[:2])
+    return Limits(low, high)
 
 
 def _float_of(x: Limits) -> Limits:
-    return (
-        Limits(*(float(np.int32(end).view(np.float32)) for end in x[:2]))
-        if 0 < x.low <= x.high < EXPONENT
-        else ANYTHING
-    )
+    if not 0 < x.low <= x.high < EXPONENT:
+        return ANYTHING
+    low, high = (float(np.int32(end).view(np.float32)) for end in x[:2])
+    return Limits(low, high)
 
 
 def _masked(x: Limits, mask: Limits) -> Limits:

@@ -11,9 +11,8 @@ that time a processor does what does not wait for them.
 
 from typing import NamedTuple
 
-from nodes import Node, Nodes
-
-from adamite.engines.writing import Program
+from adamite.engines.native.nodes import Node, Nodes
+from adamite.engines.native.program import Program
 
 LONGEST = 32
 """Operations of a loop, about."""

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamite.engines.leaf_step import Leaf, LeafStep, unserved
-from adamite.engines.library import library
-from adamite.engines.program import program
-from adamite.engines.writing import Program, UnsupportedError
+from adamite.engines.native.library import library
+from adamite.engines.native.program import Program, UnsupportedError
+from adamite.engines.native.tracing import program
 from adamite.random_bits import row_major
 
 GROUP = 64
@@ -45,11 +45,10 @@ def why_not(step: LeafStep, scalars: Any, leaf: Leaf) -> str:
         its = program(step, scalars, leaf)
     except UnsupportedError as error:
         return str(error)
-    if _has(its):
-        return ""
     found: Any = library()
-    if its.name not in found.kernels():
-        _warn_if_missing(its.name, (leaf.g if leaf.p is None else leaf.p).dtype.name, leaf.g.dtype.name)
+    if its.name in found.kernels():
+        return ""
+    _warn_if_missing(its.name, (leaf.g if leaf.p is None else leaf.p).dtype.name, leaf.g.dtype.name)
     return "no kernel of adamite-native does this step"
 
 
@@ -125,29 +124,9 @@ def _rows(leaf: Leaf) -> list[tuple[int, int]]:
 
 
 def _operands(its: Program, scalars: Any) -> jax.Array:
-    """The operands that are not compiled in, as the kernel takes them, 32 bits each; and the spare ones."""
-    fixed = _fixed(its)
-    wanted = [k for k in range(len(its.scalars)) if k not in fixed]
-    values = its.operands(scalars, wanted)
-    bits = [jax.lax.bitcast_convert_type(x, jnp.uint32) if x.dtype != jnp.uint32 else x for x in values]
+    """The operands, and the spare ones."""
     spare = jax.lax.iota(jnp.uint32, SPARE) ^ jax.lax.optimization_barrier(jnp.uint32(0))  # else it were a constant
-    return jnp.concatenate([*(x[None] for x in bits), spare])
-
-
-def _fixed(its: Program) -> dict[int, int]:
-    found: Any = library()
-    return {int(k): bits for k, bits in found.kernels()[its.name]["fixed"].items()}
-
-
-def _has(its: Program) -> bool:
-    """Whether there is a kernel, and with the constants of this program."""
-    found: Any = library()
-    if its.name not in found.kernels():
-        return False
-    return all(
-        its.literals[k] is not None and int(np.float32(its.literals[k]).view(np.uint32)) == bits
-        for k, bits in _fixed(its).items()
-    )
+    return jnp.concatenate([*(x[None] for x in its.operands(scalars)), spare])
 
 
 @functools.cache

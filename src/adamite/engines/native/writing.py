@@ -1,11 +1,12 @@
-"""A step as a program: what it does to one block of elements, in a form that does not depend on its numbers.
+"""Writes down what was traced, in a canonical form.
 
 The step of a leaf is written in `jax.numpy`. Traced on a block of elements it is a list of operations; here they are
 put in a canonical form, of which the text is hashed. So a kernel that was generated from a step is found again by the
 name of its program, and no step is described twice. Canonical means:
 
-1. Every float constant, and every number that is computed outside, is a scalar operand ``$k``, one for each use:
-   b1 = 0.9 and b1 = 0.95 are one program, and so are a learning rate and a schedule's.
+1. A float that somebody sets, and every number that is computed outside, is a scalar operand ``$k``, one for each use:
+   b1 = 0.9 and b1 = 0.95 are one program, and so are a learning rate and a schedule's. Floats under
+   `numerics.constants` are nobody's to set and stand in the program, by their bits: ``#bits``.
 2. Operations on scalars alone are not in it but done before (`Program.operands`), except on the leaf's number and the
    place of the block, which differ between leaves and blocks.
 3. Nested calls are inlined; what changes no number (reshapes, casts to the same dtype) and what is never used is gone.
@@ -17,20 +18,18 @@ A value is of one of three kinds: "scalar", the same everywhere; "block", one fo
 import functools
 import hashlib
 import math
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from adamite.engines.leaf_step import split
+from adamite.engines.native.program import Equation, Input, Program, UnsupportedError
+from adamite.numerics import are_constants
 
-FORMAT = "adamite program 1"
+FORMAT = "adamite program 2"
 """First line of each text: change it when the meaning of a text changes."""
-BLOCK = 256
-"""Elements of a block where a step names no other size."""
 
 SAME = frozenset({"copy", "copy_p", "stop_gradient", "reshape", "squeeze", "expand_dims", "broadcast_in_dim"})
 """Operations that move elements of one block to where they are already."""
@@ -41,50 +40,8 @@ PARAMETERS = {"integer_pow": "y", "round": "rounding_method", "iota": "dimension
 FORGETTABLE = frozenset({"sharding", "out_sharding", "accuracy", "weak_type", "new_dtype", "axes", "dtype", "shape"})
 """Parameters that the values' dtypes and kinds say already, or that change no result here."""
 
-
-class Input(NamedTuple):
-    """An array that the program reads, or writes."""
-
-    place: int  # in the list of leaf arrays: g, p, then those of the state; -1: over none of these
-    kind: str  # "element" or "block"
-    dtype: str
-    value: str  # its name in the program
-
-
-class Equation(NamedTuple):
-    """One operation."""
-
-    name: str  # of the result
-    kind: str
-    dtype: str
-    operation: str
-    arguments: tuple[str, ...]  # names of results, "@base", "@number", "$k", or integers as they are written
-
-
-class Program(NamedTuple):
-    """A step of one leaf, see above."""
-
-    name: str
-    text: str
-    equations: tuple[Equation, ...]
-    inputs: tuple[Input, ...]
-    outputs: tuple[Input, ...]
-    scalars: tuple[str, ...]  # the dtypes of $0, $1, ...
-    literals: tuple[Any, ...]  # what they are where that is known without the scalars, else None
-    dtypes: dict[str, str]  # of every value
-    outer: ClosedJaxpr  # from the arrays among the scalars to the operands that are not literals
-    block: int
-    by_rows: bool  # whether blocks end where a row ends
-
-    def operands(self, scalars: Any, wanted: Sequence[int]) -> list[jax.Array]:
-        """The operands of these numbers, as arrays of shape ()."""
-        computed = iter(jaxpr_as_fun(self.outer)(*split(scalars)[0]))
-        values = [next(computed) if x is None else x for x in self.literals]
-        return [jnp.asarray(values[k], self.scalars[k]) for k in wanted]
-
-
-class UnsupportedError(Exception):
-    """A step that has no program; the message says why."""
+OUTSIDE = ("literal", "constant", "outer")
+"""Kinds of what is known before a kernel runs."""
 
 
 def write(tile: Any, closed: ClosedJaxpr, numbers: int) -> Program:
@@ -95,7 +52,7 @@ def write(tile: Any, closed: ClosedJaxpr, numbers: int) -> Program:
 class _Value(NamedTuple):
     """What a variable of the jaxpr is: a name in the program, or, outside of it, a literal or a number in `outer`."""
 
-    kind: str  # also "literal" and "outer"
+    kind: str  # also "literal", "constant" and "outer"
     dtype: str
     name: Any
 
@@ -106,13 +63,11 @@ class _Writer:
     def __init__(self, tile: Any) -> None:
         self.tile = tile
         self.equations: list[Equation] = []
-        self.scalars: list[tuple[str, Any]] = []  # dtype, and the literal or the outer value
-        self.outer: list[Callable[[list[Any]], Any]] = []
+        self.outer_equations: list[Any] = []
 
     def write(self, closed: ClosedJaxpr, numbers: int) -> Program:
         jaxpr = closed.jaxpr
         values: dict[Any, _Value] = {}
-        self.known: list[Any] = list(closed.consts)  # what the outer program reads beside the arrays
         sources: list[Any] = []
         for var, const in zip(jaxpr.constvars, closed.consts, strict=True):
             if np.shape(const) != ():
@@ -127,39 +82,39 @@ class _Writer:
         places = jaxpr.invars[numbers + 2 :]
         for place, (var, (kind, dtype)) in enumerate(zip(places, self.tile.arrays, strict=True)):
             values[var] = _Value(kind, dtype, f"i{place}")
-        self.outer_equations: list[Any] = []
         self.run(jaxpr, values)
         return self.finish(closed, values, sources)
 
-    def run(self, jaxpr: Jaxpr, values: dict[Any, _Value]) -> None:
+    def run(self, jaxpr: Jaxpr, values: dict[Any, _Value], constants: bool = False) -> None:
         for eqn in jaxpr.eqns:
-            arguments = [self.read(x, values) for x in eqn.invars]
+            own = constants or are_constants(eqn)
+            arguments = [self.read(x, values, own) for x in eqn.invars]
             inner = _inner(eqn)
             if inner is not None:
                 nested = dict(zip(inner.jaxpr.invars, arguments, strict=True))
                 for var, const in zip(inner.jaxpr.constvars, inner.consts, strict=True):
                     nested[var] = _literal(const, var.aval)
-                self.run(inner.jaxpr, nested)
+                self.run(inner.jaxpr, nested, own)
                 for var, out in zip(eqn.outvars, inner.jaxpr.outvars, strict=True):
-                    values[var] = self.read(out, nested)
+                    values[var] = self.read(out, nested, own)
                 continue
             (var,) = eqn.outvars
             values[var] = self.one(eqn, arguments, var.aval)
 
-    def read(self, x: Any, values: dict[Any, _Value]) -> _Value:
-        return _literal(x.val, x.aval) if isinstance(x, Literal) else values[x]
+    def read(self, x: Any, values: dict[Any, _Value], constants: bool = False) -> _Value:
+        return _literal(x.val, x.aval, constants) if isinstance(x, Literal) else values[x]
 
     def one(self, eqn: Any, arguments: list[_Value], aval: Any) -> _Value:
         operation, dtype = eqn.primitive.name, aval.dtype.name
-        known = all(x.kind in ("literal", "outer") for x in arguments) and operation != "iota"
+        known = all(x.kind in OUTSIDE for x in arguments) and operation != "iota"
         if operation in SAME and _moves_nothing(aval, self.tile.block) and len(arguments) == 1:
             return arguments[0]._replace(dtype=dtype)
         if operation == "convert_element_type" and dtype == arguments[0].dtype:
             return arguments[0]
         if operation == "integer_pow" and eqn.params["y"] == 1:
             return arguments[0]
-        if operation == "convert_element_type" and arguments[0].kind == "literal":
-            return _literal(arguments[0].name, aval)
+        if operation == "convert_element_type" and arguments[0].kind in ("literal", "constant"):
+            return _literal(arguments[0].name, aval, arguments[0].kind == "constant")
         if known and aval.shape == ():
             name = ("outer", len(self.outer_equations))
             self.outer_equations.append((eqn, arguments))
@@ -170,7 +125,7 @@ class _Writer:
         elif left := {k: v for k, v in eqn.params.items() if k not in FORGETTABLE and v is not None}:
             raise UnsupportedError(f"no kernel does {operation} with {sorted(left)}")
         name = f"v{len(self.equations)}"
-        used: Any = tuple(x if x.kind in ("literal", "outer") else x.name for x in arguments)
+        used: Any = tuple(x if x.kind in OUTSIDE else x.name for x in arguments)
         self.equations.append(Equation(name, kind, dtype, operation, used))
         return _Value(kind, dtype, name)
 
@@ -216,8 +171,10 @@ class _Writer:
         def argument(x: Any) -> str:
             if isinstance(x, str):
                 return names.get(x, x)
-            if x.kind == "literal" and not jnp.issubdtype(x.dtype, jnp.inexact):
+            if x.kind in ("literal", "constant") and not jnp.issubdtype(x.dtype, jnp.inexact):
                 return str(int(x.name))
+            if x.kind == "constant" and x.dtype == "float32":
+                return f"#{int(x.name.view(np.uint32))}"
             operands.append(x)
             dtypes[f"${len(operands) - 1}"] = x.dtype
             return f"${len(operands) - 1}"
@@ -249,7 +206,7 @@ class _Writer:
             inputs=its_inputs,
             outputs=its_outputs,
             scalars=tuple(x.dtype for x in operands),
-            literals=tuple(x.name if x.kind == "literal" else None for x in operands),
+            literals=tuple(None if x.kind == "outer" else x.name for x in operands),
             dtypes=dtypes,
             outer=self.outer_program(closed, sources, [x for x in operands if x.kind == "outer"]),
             block=self.tile.block,
@@ -268,7 +225,7 @@ class _Writer:
                 return eqn.primitive.bind(*(value(x) for x in arguments), **eqn.params)
 
             def value(x: _Value) -> Any:
-                if x.kind == "literal":
+                if x.kind != "outer":
                     return jnp.asarray(x.name, x.dtype)
                 return computed(x.name[1]) if isinstance(x.name, tuple) else given[x.name]
 
@@ -278,10 +235,10 @@ class _Writer:
         return jax.make_jaxpr(compute)(*avals)
 
 
-def _literal(x: Any, aval: Any) -> _Value:
+def _literal(x: Any, aval: Any, constant: bool = False) -> _Value:
     if np.shape(x) != ():
         raise UnsupportedError("the step has a constant array in it")
-    return _Value("literal", aval.dtype.name, np.asarray(x).astype(aval.dtype)[()])
+    return _Value("constant" if constant else "literal", aval.dtype.name, np.asarray(x).astype(aval.dtype)[()])
 
 
 def _inner(eqn: Any) -> ClosedJaxpr | None:

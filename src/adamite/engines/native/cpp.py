@@ -1,12 +1,13 @@
 """A program as C++: loops of straight lines over the vectors of a block."""
 
-import numpy as np
-from adamite_native.grid import Kernel
-from lowering import lower
-from nodes import Node, Nodes
-from phases import Loop, Schedule, schedule
+from collections.abc import Sequence
 
-from adamite.engines.writing import Program
+import numpy as np
+
+from adamite.engines.native.lowering import lower
+from adamite.engines.native.nodes import Node, Nodes
+from adamite.engines.native.phases import Loop, Schedule, schedule
+from adamite.engines.native.program import Program
 
 TYPES = {
     "float32": ("f32", "F", "loadF", "storeF"),
@@ -40,20 +41,18 @@ PLAIN = {
 INTEGERS = ("int32", "uint32", "int16", "int8", "uint8")
 
 
-def print_kernel(kernel: Kernel) -> str:
-    """The function ``KERNEL(name)``."""
-    program = kernel.program
-    nodes, outputs = lower(program, kernel.fixed)
+def print_kernel(program: Program, recipes: Sequence[str]) -> str:
+    """The function ``KERNEL(name)`` of a program, which does these recipes' steps."""
+    nodes, outputs = lower(program)
     plan = schedule(nodes, outputs, program)
-    lines = [f"// {recipe}" for recipe in kernel.recipes]
+    lines = [f"// {recipe}" for recipe in recipes]
     lines.append(f"// Operations on a vector of elements: {sum(map(_computes, nodes.values()))}")
     lines += [f"void KERNEL({program.name})(const Call& call) {{"]
     used = sorted({a for node in nodes.values() for a in node.arguments if a.startswith("$")}, key=lambda a: int(a[1:]))
-    free = [k for k in range(len(program.scalars)) if k not in kernel.fixed]
     for operand in used:
-        place = free.index(int(operand[1:]))
-        kind = TYPES[program.scalars[int(operand[1:])]][1]
-        lines.append(f"  const {kind} s{operand[1:]} = as{kind}(splat(call.scalars[{place}]));")
+        place = int(operand[1:])
+        kind = TYPES[program.scalars[place]][1]
+        lines.append(f"  const {kind} s{place} = as{kind}(splat(call.scalars[{place}]));")
     for node in nodes.values():
         if node.kind == "scalar" and not plan.moves[node.name]:
             lines.append("  " + _define(node, nodes))
@@ -212,7 +211,7 @@ def _argument(name: str, dtype: str) -> str:
     return f"splat(({_scalar(dtype)}){_number(int(name), dtype)})"
 
 
-def _number(x: object, dtype: str) -> str:
+def _number(x: str | int, dtype: str) -> str:
     if isinstance(x, str) and x.startswith("#"):
         value = np.uint32(int(x[1:])).view(np.float32)
         if not np.isfinite(value):
@@ -226,25 +225,24 @@ def _scalar(dtype: str) -> str:
     return {"float32": "float", "uint32": "uint32_t"}.get(dtype, "int32_t")
 
 
-def print_table(kernels: list[Kernel]) -> str:
+def print_table(programs: Sequence[Program]) -> str:
     """What the handler has to know of each kernel, and the functions' names."""
     lines = []
-    for kernel in kernels:
-        name = kernel.program.name
-        for direction, arrays in (("in", kernel.program.inputs), ("out", kernel.program.outputs)):
+    for program in programs:
+        for direction, arrays in (("in", program.inputs), ("out", program.outputs)):
             listed = ", ".join(f"{{Type::{TYPES[x.dtype][0]}, {str(x.kind == 'block').lower()}}}" for x in arrays)
-            lines.append(f"static const Array {direction}_{name}[] = {{{listed}}};")
+            lines.append(f"static const Array {direction}_{program.name}[] = {{{listed}}};")
     rows = [
-        f'  {{"{k.program.name}", {len(k.program.scalars) - len(k.fixed)}, {len(k.program.inputs)}, '
-        f"{len(k.program.outputs)}, in_{k.program.name}, out_{k.program.name}, {str(k.program.by_rows).lower()}}},"
-        for k in kernels
+        f'  {{"{p.name}", {len(p.scalars)}, {len(p.inputs)}, {len(p.outputs)}, '
+        f"in_{p.name}, out_{p.name}, {str(p.by_rows).lower()}}},"
+        for p in programs
     ]
-    each = "\n".join(f"EACH({kernel.program.name})" for kernel in kernels)
+    each = "\n".join(f"EACH({program.name})" for program in programs)
     return "\n".join(
         [
             "#ifndef EACH",
             *lines,
-            f"const int kKernels = {len(kernels)};",
+            f"const int kKernels = {len(programs)};",
             "const Kernel kernels[] = {",
             *rows,
             "};",

@@ -1,4 +1,4 @@
-"""The program of a step on a leaf: its tracing on one block, once for all leaves of a kind (see `writing`)."""
+"""The program of a step on a leaf: traced on one block, once for all leaves of a kind."""
 
 from typing import Any, NamedTuple
 
@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from adamite.engines.leaf_step import Leaf, LeafStep
 from adamite.engines.leaf_step import kind as kind_of
-from adamite.engines.writing import BLOCK, Program, write
+from adamite.engines.native.program import BLOCK, Program
+from adamite.engines.native.writing import write
 
 
 def program(step: LeafStep, scalars: Any, leaf: Leaf) -> Program:
