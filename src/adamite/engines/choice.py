@@ -2,9 +2,10 @@
 
     xla       XLA, which fuses what it can. It takes every leaf.
     pallas    a kernel for TPUs. On CPUs it is interpreted, which only tests want.
-    native    a library for CPUs, the distribution adamite-native.
+    native    compiled steps for CPUs and for NVIDIA's GPUs, by the distribution adamite-native.
     auto      on a CPU native, where it is installed; on a TPU pallas, where it moves fewer bytes than XLA; else xla.
-              Updates of leaves that are float32 throughout are XLA's, for they have Optax's bits.
+              Updates of leaves that are float32 throughout are XLA's, for they have Optax's bits. On GPUs native has to
+              be asked for until it has been measured on one.
 
 The platform is that for which a step is compiled. What an engine cannot take falls back to XLA, and is reported:
 `adamite.memory_report` lists every leaf.
@@ -25,6 +26,11 @@ from adamite.engines.native.library import library
 from adamite.numerics import is_traced
 
 ENGINES = ("auto", "xla", "pallas", "native")
+
+PARTITIONED = ("cpu", "cuda")
+"""Platforms on which XLA's partitioner is asked how leaves are spread over devices."""
+
+NO_KERNEL = "no kernel is for this platform"
 
 
 _asked: contextvars.ContextVar[str] = contextvars.ContextVar("adamite_engine", default="auto")
@@ -97,7 +103,11 @@ def record(asked: str, step: LeafStep, scalars: Any, leaves: list[Leaf]) -> None
 
 def platform_of(leaf: Leaf) -> str:
     """That of the leaf's device; of the host's first device, if the leaf is traced."""
-    return jax.default_backend() if is_traced(leaf.g) else next(iter(leaf.g.devices())).platform
+    device = jax.devices()[0] if is_traced(leaf.g) else next(iter(leaf.g.devices()))
+    platform = jax.default_backend() if is_traced(leaf.g) else device.platform
+    if platform != "gpu":
+        return platform
+    return "rocm" if "rocm" in device.client.platform_version.lower() else "cuda"
 
 
 def may_have_kernel(asked: str, step: LeafStep, leaf: Leaf) -> bool:
@@ -112,7 +122,7 @@ def choose(
 
     Args:
         asked: one of `ENGINES`.
-        platform: "cpu", "tpu", "gpu" or another one of JAX's.
+        platform: "cpu", "tpu", "cuda" or another one of JAX's.
         step: what is done.
         scalars: what it takes once.
         leaf: the leaf.
@@ -128,11 +138,11 @@ def _why_not(asked: str, engine: str, platform: str, step: LeafStep, scalars: An
     if asked == "xla":
         return "it was asked for"
     if engine == "xla":
-        return "no kernel is for this platform"
+        return "kernels for GPUs are not measured yet: ask for engine='native'" if platform == "cuda" else NO_KERNEL
     if engine == "pallas" and platform not in ("cpu", "tpu"):
         return "Pallas kernels are for TPUs"
-    if engine == "native" and platform != "cpu":
-        return "native kernels are for CPUs"
+    if engine == "native" and platform not in ("cpu", "cuda"):
+        return "native kernels are for CPUs and NVIDIA's GPUs"
     if engine == "native" and library() is None:
         return "adamite-native is not installed"
     if not step.elementwise:
@@ -141,7 +151,7 @@ def _why_not(asked: str, engine: str, platform: str, step: LeafStep, scalars: An
         return "by XLA its update has Optax's bits"
     if why := _elsewhere(platform, step, leaf, sharding):
         return why
-    if why := native().why_not(step, scalars, leaf) if engine == "native" else pallas().why_not(step, leaf):
+    if why := native(platform).why_not(step, scalars, leaf) if engine == "native" else pallas().why_not(step, leaf):
         return why
     plain = step.block == 1 or (leaf.g.ndim > 1 and leaf.g.shape[-1] % 128)
     return "XLA moves as few bytes" if asked == "auto" and engine == "pallas" and plain else ""
@@ -163,7 +173,7 @@ def _elsewhere(platform: str, step: LeafStep, leaf: Leaf, sharding: Any) -> str:
         return "" if alone else "it is on several devices"
     if is_partly_manual(leaf):
         return "it is inside of a shard_map that is not over all axes of the mesh"
-    if platform == "cpu" or sharding is None or sharding.num_devices == 1:
+    if platform in PARTITIONED or sharding is None or sharding.num_devices == 1:
         return ""
     return "jit does not show on which of several devices it is: use adamite.sharding.placed, or Explicit axes"
 
@@ -184,11 +194,11 @@ def is_hidden(leaf: Leaf) -> bool:
     return not (AxisType.Manual in mesh.axis_types or AxisType.Explicit in mesh.axis_types)
 
 
-def native() -> Any:
-    """The engine, imported where it is wanted."""
-    from adamite.engines.native import cpu
+def native(platform: str) -> Any:
+    """The engine for a platform, imported where it is wanted."""
+    from adamite.engines.native import cpu, gpu
 
-    return cpu
+    return gpu if platform == "cuda" else cpu
 
 
 def pallas() -> Any:

@@ -1,4 +1,4 @@
-"""A kernel on each device's own part of a leaf where jit does not show the sharding: on meshes of Auto axes, on CPUs.
+"""A kernel on each device's own part of a leaf where jit does not show the sharding: on meshes of Auto axes.
 
 XLA's partitioner asks, when it knows how a leaf is sharded, what one device does (`custom_partitioning`). Shardy, which
 decides the shardings, is given a rule: each axis of the gradient is a factor, and the last axis of a leaf in blocks is

@@ -5,7 +5,8 @@ engine steps leaves of one device. Of a leaf that is on several, it is given eac
 
     shown    by the leaf's type, on a mesh of Explicit axes, or by an eager array (see `sharded`);
     told     by `adamite.sharding.placed` or `zero1` (see `sharded`);
-    found    by XLA's partitioner, on a mesh of Auto axes, on CPUs (see `partitioned`).
+    found    by XLA's partitioner, on a mesh of Auto axes, on CPUs and NVIDIA's GPUs (see
+             `partitioned`).
 """
 
 import functools
@@ -17,6 +18,7 @@ import jax
 
 from adamite.engines import sharded, xla
 from adamite.engines.choice import (
+    PARTITIONED,
     choose,
     is_hidden,
     may_have_kernel,
@@ -75,9 +77,10 @@ def _by_way(leaves: Sequence[Leaf], ways: Sequence[str], **step: Callable[[list[
 
 def _eagerly(asked: str, step: LeafStep, scalars: Any, leaves: Sequence[Leaf]) -> Results:
     """Steps of arrays whose devices are known. Those by kernels of one device are jitted."""
-    chosen = [choose(asked, platform_of(leaf), step, scalars, leaf)[0] for leaf in leaves]
-    _warn(asked, platform_of(leaves[0]), step, leaves, chosen)
-    plainly = functools.partial(_chosen, step, chosen=chosen, devices=max(map(_devices, leaves)))
+    platform = platform_of(leaves[0])
+    chosen = [choose(asked, platform, step, scalars, leaf)[0] for leaf in leaves]
+    _warn(asked, platform, step, leaves, chosen)
+    plainly = functools.partial(_chosen, platform, step, chosen=chosen, devices=max(map(_devices, leaves)))
     alone = not any(sharded.sharding_of(leaf) for leaf in leaves)
     if step.closes_over or not alone or set(chosen) == {"xla"}:
         return plainly(scalars, leaves)
@@ -102,7 +105,7 @@ def _under_jit(asked: str, step: LeafStep, scalars: Any, leaves: Sequence[Leaf])
     def run(arrays: Sequence[jax.Array]) -> Results:
         branches = {
             platform: functools.partial(_on_platform, asked, platform, step, *put(arrays))
-            for platform in ("cpu", "tpu", "default")
+            for platform in ("cpu", "tpu", "cuda", "default")
         }
         return jax.lax.platform_dependent(**branches)
 
@@ -115,19 +118,19 @@ def _under_jit(asked: str, step: LeafStep, scalars: Any, leaves: Sequence[Leaf])
 
 
 def _on_platform(asked: str, platform: str, step: LeafStep, scalars: Any, leaves: Sequence[Leaf]) -> Results:
-    """Steps under jit on one platform. On CPUs XLA's partitioner is asked how leaves are spread over devices."""
+    """Steps under jit on one platform. XLA's partitioner may be asked how leaves are spread over devices."""
     lowered = functools.partial(_deferred, functools.partial(_lowered, asked, platform), step, scalars)
-    if platform != "cpu" or asked == "xla" or not any(map(is_hidden, leaves)):
+    if platform not in PARTITIONED or asked == "xla" or not any(map(is_hidden, leaves)):
         return lowered(leaves)
     chosen = [choose(asked, platform, step, scalars, leaf)[0] for leaf in leaves]
-    found = {name: functools.partial(_by_partitioner, name, step, scalars) for name in OF_ONE_DEVICE}
+    found = {name: functools.partial(_by_partitioner, platform, name, step, scalars) for name in OF_ONE_DEVICE}
     return _by_way(leaves, chosen, xla=lowered, **found)
 
 
-def _by_partitioner(engine: str, step: LeafStep, scalars: Any, leaves: list[Leaf]) -> Results:
+def _by_partitioner(platform: str, engine: str, step: LeafStep, scalars: Any, leaves: list[Leaf]) -> Results:
     from adamite.engines import partitioned  # imported where it is wanted, as `deferred`: JAX imports much for both
 
-    return partitioned.run(functools.partial(OF_ONE_DEVICE[engine], step), step, scalars, leaves)
+    return partitioned.run(functools.partial(OF_ONE_DEVICE[engine], platform, step), step, scalars, leaves)
 
 
 def _lowered(asked: str, platform: str, target: Any, step: LeafStep, scalars: Any, leaves: Sequence[Leaf]) -> Results:
@@ -140,20 +143,20 @@ def _lowered(asked: str, platform: str, target: Any, step: LeafStep, scalars: An
         chosen = ["xla" if is_hidden(leaf) else engine for leaf, engine in zip(leaves, chosen, strict=True)]
     if target.platforms > 1:  # for which Pallas cannot be lowered at once
         chosen = ["xla" if engine == "pallas" else engine for engine in chosen]
-    return _chosen(step, scalars, leaves, chosen, target.devices, platform)
+    return _chosen(platform, step, scalars, leaves, chosen, target.devices)
 
 
 def _chosen(
-    step: LeafStep, scalars: Any, leaves: Sequence[Leaf], chosen: Sequence[str], devices: int, platform: str = ""
+    platform: str, step: LeafStep, scalars: Any, leaves: Sequence[Leaf], chosen: Sequence[str], devices: int
 ) -> Results:
     """Steps of leaves by the engines chosen."""
-    own = {name: functools.partial(_by_parts, name, step, scalars) for name in OF_ONE_DEVICE}
+    own = {name: functools.partial(_by_parts, platform, name, step, scalars) for name in OF_ONE_DEVICE}
     return _by_way(leaves, chosen, xla=lambda own: xla.run(step, scalars, own, devices, platform), **own)
 
 
-def _by_parts(name: str, step: LeafStep, scalars: Any, leaves: list[Leaf]) -> Results:
+def _by_parts(platform: str, name: str, step: LeafStep, scalars: Any, leaves: list[Leaf]) -> Results:
     """Steps by an engine. Where a leaf is spread over devices, each steps its own part."""
-    engine = functools.partial(OF_ONE_DEVICE[name], step)
+    engine = functools.partial(OF_ONE_DEVICE[name], platform, step)
     return _by_way(
         leaves,
         ["whole" if sharded.sharding_of(leaf) is None else "spread" for leaf in leaves],
@@ -199,18 +202,18 @@ def _warn_once(message: str) -> None:
     warnings.warn(message, stacklevel=2)
 
 
-def _by_native(step: LeafStep, scalars: Any, leaves: Sequence[Leaf]) -> Results:
-    return native().run(step, scalars, leaves)
+def _by_native(platform: str, step: LeafStep, scalars: Any, leaves: Sequence[Leaf]) -> Results:
+    return native(platform).run(step, scalars, leaves)
 
 
-def _by_pallas(step: LeafStep, scalars: Any, leaves: Sequence[Leaf]) -> Results:
+def _by_pallas(_: str, step: LeafStep, scalars: Any, leaves: Sequence[Leaf]) -> Results:
     """On CPUs it is interpreted."""
     run = functools.partial(pallas().run, step, scalars, leaves)
     return jax.lax.platform_dependent(tpu=run, default=functools.partial(run, interpret=True))
 
 
-OF_ONE_DEVICE: dict[str, Callable[[LeafStep, Any, Sequence[Leaf]], Results]] = {
+OF_ONE_DEVICE: dict[str, Callable[[str, LeafStep, Any, Sequence[Leaf]], Results]] = {
     "native": _by_native,
     "pallas": _by_pallas,
 }
-"""``engine(step, scalars, leaves)``."""
+"""``engine(platform, step, scalars, leaves)``."""

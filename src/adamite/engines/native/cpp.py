@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from adamite.engines.native.loops import Loop, Schedule, schedule
 from adamite.engines.native.lowering import lower
 from adamite.engines.native.nodes import Node, Nodes
-from adamite.engines.native.phases import Loop, Schedule, schedule
+from adamite.engines.native.phases import depends_on_place
 from adamite.engines.native.program import Program
 
 TYPES = {
@@ -44,7 +45,7 @@ INTEGERS = ("int32", "uint32", "int16", "int8", "uint8")
 def print_kernel(program: Program, recipes: Sequence[str]) -> str:
     """The function ``KERNEL(name)`` of a program, which does these recipes' steps."""
     nodes, outputs = lower(program)
-    plan = schedule(nodes, outputs, program)
+    plan, moving = schedule(nodes, outputs, program), depends_on_place(nodes)
     lines = [f"// {recipe}" for recipe in recipes]
     lines.append(f"// Operations on a vector of elements: {sum(map(_computes, nodes.values()))}")
     lines += [f"void KERNEL({program.name})(const Call& call) {{"]
@@ -54,14 +55,14 @@ def print_kernel(program: Program, recipes: Sequence[str]) -> str:
         kind = TYPES[program.scalars[place]][1]
         lines.append(f"  const {kind} s{place} = as{kind}(splat(call.scalars[{place}]));")
     for node in nodes.values():
-        if node.kind == "scalar" and not plan.moves[node.name]:
+        if node.kind == "scalar" and node.name not in moving:
             lines.append("  " + _define(node, nodes))
     for name in plan.carried:
         lines.append(f"  alignas(64) char c_{name}[4 * kBlock];")
     lines.append("  for (int64_t b = 0; b < call.blocks; ++b) {")
     lines.append("    [[maybe_unused]] const uint32_t base = call.base + (uint32_t)b * kBlock;")
     for node in nodes.values():
-        if node.kind == "scalar" and plan.moves[node.name]:
+        if node.name in moving:
             lines.append("    " + _define(node, nodes))
     for k, x in enumerate(program.inputs):
         step = f"{SIZES[x.dtype]}" if x.kind == "block" else f"{SIZES[x.dtype]} * kBlock"

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamite.engines.leaf_step import Leaf, LeafStep, unserved
+from adamite.engines.native.calls import Arrays
 from adamite.engines.native.library import library
 from adamite.engines.native.program import Program, UnsupportedError
+from adamite.engines.native.rows import axes_of
 from adamite.engines.native.tracing import program
-from adamite.random_bits import row_major
 
 GROUP = 64
 """Leaves of one call, at most."""
@@ -72,55 +73,22 @@ def _call(
 ) -> list[tuple[jax.Array, Any]]:
     kinds = list({id(its): its for _, its in group}.values())
     origins = [jnp.uint32(0) if leaf.place is None else leaf.place.origin for leaf, _ in group]
-    arguments = [jnp.stack(origins), *(operands[id(its)] for its in kinds)]
-    shapes, aliases = [], {}
+    arrays = Arrays(step, jnp.stack(origins), *(operands[id(its)] for its in kinds))
     for leaf, its in group:
-        places = {x.place: len(arguments) + k for k, x in enumerate(its.inputs)}
-        arguments += [leaf.arrays[x.place] for x in its.inputs]
-        for x in its.outputs:
-            if x.place in places:
-                aliases[places[x.place]] = len(shapes)
-            like = leaf.g if x.kind == "element" else leaf.arrays[x.place]
-            shapes.append(jax.ShapeDtypeStruct(like.shape, x.dtype))
-    call = jax.ffi.ffi_call(TARGET, shapes, input_output_aliases=aliases, vmap_method="sequential")
-    rows = [_rows(leaf) for leaf, _ in group]
-    results = iter(
-        call(
-            *arguments,
-            kernels=",".join(its.name for its in kinds),
-            kernel=np.array([[id(x) for x in kinds].index(id(its)) for _, its in group]),
-            number=np.array([leaf.number for leaf, _ in group]),
-            columns=np.array([leaf.g.shape[-1] if leaf.g.ndim else 1 for leaf, _ in group]),
-            axes=np.array([len(axes) for axes in rows]),
-            lengths=np.array([length for axes in rows for length, _ in axes], np.int64),
-            strides=np.array([stride for axes in rows for _, stride in axes], np.int64),
-        )
+        arrays.add(leaf, its)
+    call = jax.ffi.ffi_call(TARGET, arrays.shapes, input_output_aliases=arrays.aliases, vmap_method="sequential")
+    rows = [axes_of(leaf) for leaf, _ in group]
+    results = call(
+        *arrays.arguments,
+        kernels=",".join(its.name for its in kinds),
+        kernel=np.array([[id(x) for x in kinds].index(id(its)) for _, its in group]),
+        number=np.array([leaf.number for leaf, _ in group]),
+        columns=np.array([leaf.g.shape[-1] if leaf.g.ndim else 1 for leaf, _ in group]),
+        axes=np.array([len(axes) for axes in rows]),
+        lengths=np.array([length for axes in rows for length, _ in axes], np.int64),
+        strides=np.array([stride for axes in rows for _, stride in axes], np.int64),
     )
-    stepped = []
-    for leaf, its in group:
-        new = {x.place: next(results) for x in its.outputs}
-        begin = len(leaf.arrays) - len(leaf.kept)
-        stored = [new.get(begin + k, x) for k, x in enumerate(leaf.kept)]
-        first = next((x for place, x in new.items() if place < begin), leaf.arrays[int(step.ends_with_weights)])
-        stepped.append((first, jax.tree.unflatten(jax.tree.structure(leaf.stored), stored)))
-    return stepped
-
-
-def _rows(leaf: Leaf) -> list[tuple[int, int]]:
-    """The axes before the last: how many rows they have, and how far apart these lie in the whole leaf.
-
-    Axes that lie behind one another in memory are one.
-    """
-    *lengths, columns = leaf.g.shape or (1,)
-    *strides, _ = row_major(leaf.place.shape if leaf.place and leaf.place.shape else (*lengths, columns))
-    axes: list[tuple[int, int]] = []
-    for length, stride in zip(lengths, strides, strict=True):
-        if length == 1:
-            continue
-        if axes and axes[-1][1] == length * stride:
-            length *= axes.pop()[0]
-        axes.append((length, stride))
-    return axes
+    return arrays.stepped(results)
 
 
 def _operands(its: Program, scalars: Any) -> jax.Array:

@@ -11,20 +11,21 @@ from adamite.engines.native.program import BLOCK, Program
 from adamite.engines.native.writing import write
 
 
-def program(step: LeafStep, scalars: Any, leaf: Leaf) -> Program:
+def program(step: LeafStep, scalars: Any, leaf: Leaf, *, over_gradient: bool = True) -> Program:
     """The program of a step on a leaf. Leaves of one kind share one tracing.
 
     Args:
         step: what is done.
         scalars: what it takes: a tree of arrays of shape (), numbers and None.
         leaf: its arrays; only their shapes and dtypes are used.
+        over_gradient: whether an update lies where the gradient did, if it fits.
 
     Raises:
         UnsupportedError: the step does something that no kernel could do.
     """
     numbers, structure = jax.tree.flatten(scalars)
     kept = tuple((jnp.result_type(x), _is_weak(x)) if isinstance(x, jax.Array) else x for x in numbers)
-    tile = _tile(step, leaf)
+    tile = _tile(step, leaf, over_gradient)
     key = "program", structure, tuple((type(x), x) for x in kept), tile
     if key not in step.programs:
         step.programs[key] = _trace(step, structure, kept, tile)
@@ -48,12 +49,13 @@ def _is_weak(x: Any) -> bool:
 KINDS = {"each": "element", "block": "block", "all": "leaf", "": "leaf"}
 
 
-def _tile(step: LeafStep, leaf: Leaf) -> Tile:
+def _tile(step: LeafStep, leaf: Leaf, over_gradient: bool) -> Tile:
     arrays = tuple((KINDS[kind_of(x, leaf.g, step.block)], jnp.dtype(x.dtype).name) for x in leaf.arrays)
     if step.ends_with_weights:
         first = (1, *arrays[1])
-    else:  # the update lies where the gradient did, if it fits
-        first = (0 if leaf.g.dtype == leaf.dtype else -1, "element", jnp.dtype(leaf.dtype).name)
+    else:
+        over = over_gradient and leaf.g.dtype == leaf.dtype
+        first = (0 if over else -1, "element", jnp.dtype(leaf.dtype).name)
     begin = len(arrays) - len(leaf.kept)
     results = first, *((place, *arrays[place]) for place in range(begin, len(arrays)))
     structure = jax.tree.structure((leaf.g, leaf.p, leaf.stored))

@@ -1,0 +1,205 @@
+"""The kernels for GPUs, emulated on a CPU, beside the compiled kernels for CPUs: the same bits."""
+
+import shutil
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import adamite
+from adamite import storage
+from adamite.core import Rule, chain, from_rule
+from adamite.engines.choice import may_have_kernel
+from adamite.engines.leaf_step import Place
+from adamite.engines.native import cuda, gpu
+from adamite.engines.native.program import UnsupportedError
+from engines.emulation import by_emulation, run, step_group
+from engines.test_native import ADAMW, WEIGHTS, assert_same_bits, by_kernels, by_xla, leaves_of, normal
+from engines.test_programs import grid
+
+pytest.importorskip("adamite_native", reason="it takes a C++ compiler; .ci/run insists on it")
+pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="the text is compiled by g++")
+
+SHAPES = [(16, 512), (7, 1000), (5, 769), (3, 37), (1000,), (255,), (), (2, 3, 260), (1, 256), (4099, 2), (17, 257)]
+ODD = [np.inf, -np.inf, np.nan, 0.0, -0.0, 1e-40, -1e-42, 3e38, 1e-20]
+
+
+def odd(shapes, dtype, seed):
+    """Gradients of all sizes, of which one in twenty is infinite, NaN, 0, subnormal or huge."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for shape in shapes:
+        x = rng.standard_normal(shape) * 10.0 ** rng.integers(-6, 3, shape)
+        made.append(jnp.asarray(np.where(rng.random(shape) < 0.05, rng.choice(ODD, shape), x), dtype))
+    return made
+
+
+def by_cpu(tx, params, grads, state, result):
+    """By the kernels for CPUs; updates of which they have no kernel by XLA's operations, one by one."""
+    step, _, leaves, _ = leaves_of(tx, params, grads, state, result)
+    kernels = result == "weights" or all(may_have_kernel("auto", step, leaf) for leaf in leaves)
+    return (by_kernels if kernels else by_xla)(tx, params, grads, state, result)
+
+
+@pytest.mark.more
+@pytest.mark.parametrize("weights", WEIGHTS, ids=str)
+@pytest.mark.parametrize("moments", grid.MOMENTS)
+@pytest.mark.parametrize("recipe", grid.RECIPES)
+def test_every_step_of_the_grid(recipe, moments, weights):
+    """Two steps and an update of ordinary gradients, then one of odd ones."""
+    own, gradients, rounding = weights
+    tx = grid.RECIPES[recipe](0, moments=moments, rounding=rounding)
+    shapes = [(20, 512), (5, 769), (37,)]
+    params = normal(shapes, own, 0)
+    state = tx.init(params)
+    for make, seed in ((normal, 1), (normal, 2), (odd, 3)):
+        grads = make(shapes, gradients, seed)
+        ours, theirs = (by(tx, params, grads, state, "weights") for by in (by_emulation, by_cpu))
+        assert_same_bits(ours, theirs)
+        assert_same_bits(*(by(tx, params, grads, state, "update") for by in (by_emulation, by_cpu)))
+        params, state = theirs
+
+
+@pytest.mark.parametrize("moments", grid.MOMENTS)
+@pytest.mark.parametrize("rounding", [None, "stochastic", "residual8", "residual16"])
+def test_all_shapes(moments, rounding):
+    dtype = "bfloat16" if rounding else "float32"
+    tx = ADAMW(moments=moments, rounding=rounding)
+    params = normal(SHAPES, dtype, 0)
+    state = tx.init(params)
+    for make in (normal, odd):
+        grads = make(SHAPES, dtype, 1)
+        for result in ("weights", "update"):
+            assert_same_bits(*(by(tx, params, grads, state, result) for by in (by_emulation, by_cpu)))
+        params, state = by_cpu(tx, params, grads, state, "weights")
+
+
+def leaf_of(tx, shape, dtype="float32", result="weights", seed=0):
+    """The step, what it takes once, and a leaf."""
+    params, grads = normal([shape], dtype, seed), normal([shape], dtype, seed + 1)
+    step, scalars, (leaf,), _ = leaves_of(tx, params, grads, tx.init(params), result)
+    return step, scalars, leaf
+
+
+@pytest.mark.parametrize(
+    ("whole", "cut"),
+    [
+        ((64, 512), np.s_[16:32, :]),
+        ((64, 512), np.s_[:, 256:]),
+        ((4, 8, 512), np.s_[:, 2:4, :]),
+        ((4, 8, 6, 256), np.s_[1:3, 2:4, 3:6, :]),
+        ((6, 8, 100), np.s_[2:4, 4:8, :]),
+        ((5120,), np.s_[1280:2560]),
+    ],
+)
+def test_a_part_is_stepped_as_in_the_whole(whole, cut):
+    """Random bits are those of the element's number in the whole leaf, wherever the part lies."""
+    tx = ADAMW(moments="int8", rounding="stochastic")
+    step, scalars, leaf = leaf_of(tx, whole, "bfloat16")
+    firsts = np.arange(np.prod(whole), dtype=np.uint32).reshape(whole)[cut].flat[0]
+
+    def part(x):
+        """What belongs to the part, of an array of elements or of blocks."""
+        ends = [slice(s.start, s.stop) for s in (cut if isinstance(cut, tuple) else (cut,))]
+        if x.shape != leaf.g.shape and x.ndim == leaf.g.ndim:
+            ends[-1] = slice(*(None if end is None else -(-end // 256) for end in (ends[-1].start, ends[-1].stop)))
+        return x[tuple(ends)] if x.shape != (1,) * x.ndim else x
+
+    own = jax.tree.map(part, leaf._replace(place=None, dtype=None, path=None, number=None, sharding=None))
+    own = own._replace(number=leaf.number, dtype=leaf.dtype, path="", place=Place(whole, jnp.uint32(firsts)))
+    (stepped,), (expected,) = run(step, scalars, [own]), run(step, scalars, [leaf])
+    assert_same_bits(stepped, jax.tree.map(part, expected))
+
+
+def test_leaves_of_one_kind_are_stepped_by_one_launch():
+    """Each CTA finds its leaf: leaves of one block, of many, and of less."""
+    tx = ADAMW()
+    shapes = [(300,), (1,), (70, 256), (5,), (4096,), (255,), (257,), (40, 3)] * 12
+    params, grads = normal(shapes, "float32", 0), normal(shapes, "float32", 1)
+    state = tx.init(params)
+    assert_same_bits(*(by(tx, params, grads, state, "weights") for by in (by_emulation, by_cpu)))
+
+
+OPERATIONS = {
+    "exp": lambda g, m: jnp.exp(-jnp.abs(g)) * m,
+    "tanh": lambda g, m: jnp.tanh(g) + jnp.log1p(jnp.abs(m)),
+    "atan2": lambda g, m: jnp.arctan2(g, jnp.abs(m) + 1e-3),
+    "cube": lambda g, m: g**3 + 1 / (1 + m**2),
+    "power": lambda g, m: jnp.sign(g) * jnp.abs(g) ** 0.75 + jnp.clip(m, -1, 1),
+    "where": lambda g, m: jnp.where((g > 0) & ~(m > g), jnp.maximum(g, m), jnp.minimum(g, m)),
+    "rounding": lambda g, m: jnp.floor(g) + jnp.ceil(m) + jnp.round(4 * g) / 4,
+    "sigmoid": lambda g, m: jax.nn.sigmoid(g) * jax.lax.rsqrt(m * m + 1e-3),
+    "integers": lambda g, m: (g * 100).astype(jnp.int32).astype(jnp.float32) / 100 + m,
+    "float16": lambda g, m: (g.astype(jnp.float16) * m.astype(jnp.float16)).astype(jnp.float32),
+    "bfloat16": lambda g, m: (g.astype(jnp.bfloat16) + m.astype(jnp.bfloat16)).astype(jnp.float32),
+}
+
+
+class Own(NamedTuple):
+    """The state of the rules below."""
+
+    mu: Any
+
+
+def own_rule(operation, moments="float32"):
+    """An optimizer of which adamite knows nothing."""
+
+    def step(scalars, g, m):
+        del scalars
+        m = 0.9 * m + 0.1 * g
+        return operation(g, m), m
+
+    rule = Rule(lambda: (), step)
+    return chain(from_rule(rule, Own, {"mu": storage.Dense()}, moments), adamite.scale_by_learning_rate(0.1))
+
+
+@pytest.mark.parametrize("moments", ["float32", "int8"])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_rule_of_ones_own(name, moments):
+    """Whatever operations it is made of: to a few roundings, since each compiler has its own functions."""
+    tx, shapes = own_rule(OPERATIONS[name], moments), [(20, 512), (300,)]
+    params, grads = normal(shapes, "float32", 0), normal(shapes, "float32", 1)
+    state = tx.init(params)
+    ours, theirs = by_emulation(tx, params, grads, state), by_xla(tx, params, grads, state)
+    for a, b in zip(ours[0], theirs[0], strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("moments", ["float32", "int8"])
+@pytest.mark.parametrize("rounding", [None, "nearest", "stochastic", "residual8"])
+def test_float16(rounding, moments):
+    """It has no kernels for CPUs: beside XLA's operations, one by one."""
+    tx, shapes = ADAMW(moments=moments, rounding=rounding), [(20, 512), (5, 769), (37,)]
+    params, grads = normal(shapes, "float16", 0), normal(shapes, "float16", 1)
+    state = tx.init(params)
+    for result in ("weights", "update"):
+        assert_same_bits(*(by(tx, params, grads, state, result) for by in (by_emulation, by_xla)))
+
+
+def test_what_no_kernel_does_is_said():
+    step, scalars, leaf = leaf_of(own_rule(lambda g, m: jax.lax.lgamma(g) + m), (300,))
+    with pytest.raises(UnsupportedError, match="no kernel does lgamma of float32"):
+        cuda.source(gpu._program(step, scalars, leaf))
+    tx = adamite.adam(1e-2, moments=storage.Blockwise(block=128))
+    step, scalars, leaf = leaf_of(tx, (64, 256))
+    with pytest.raises(UnsupportedError, match="its blocks have 128 elements, and kernels are for 256"):
+        cuda.source(gpu._program(step, scalars, leaf))
+
+
+def test_another_setting_is_the_same_text():
+    texts = set()
+    for rate, b2 in ((1e-2, 0.999), (3e-4, 0.95)):
+        step, scalars, leaf = leaf_of(adamite.adamw(rate, b2=b2, moments="int8"), (64, 256))
+        texts.add(cuda.source(gpu._program(step, scalars, leaf)))
+    assert len(texts) == 1
+
+
+def test_an_update_does_not_lie_over_the_gradient():
+    step, scalars, leaf = leaf_of(ADAMW(moments="int8"), (64, 256), result="update")
+    its = gpu._program(step, scalars, leaf)
+    assert its.outputs[0].place == -1
+    before = np.array(leaf.g)
+    step_group(its, scalars, [leaf])
+    np.testing.assert_array_equal(leaf.g, before)
