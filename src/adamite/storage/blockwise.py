@@ -119,9 +119,13 @@ class Blockwise:
         empty = scales < jnp.finfo(jnp.float32).smallest_normal
         z = x * _spread(jnp.where(empty, 0.0, 1 / scales), x.shape[-1])
         scales = jnp.where(empty, 1.0, scales)
-        r = HALF if self.seed is None or not self.unsigned else random_r(bits())
+        r = (
+            HALF
+            if self.seed is None or not self.unsigned
+            else _spread(random_r(_of_blocks(bits(), scales)), x.shape[-1])
+        )
         code = self._code(stored.codes.dtype)
-        return Quantized(code.encode(jnp.sqrt(z) if code is ROOTED else z, r), scales)
+        return Quantized(code.encode_root(z, r) if code is ROOTED else code.encode(z, r), scales)
 
     def _code(self, dtype: jnp.dtype) -> Code:
         """The code whose dtype that is: a state says what it is."""
@@ -152,6 +156,12 @@ def _spread(scales: jax.Array, n: int) -> jax.Array:
     block = _block(n, blocks)
     wide = jnp.broadcast_to(scales[..., None], (*scales.shape, block))
     return wide.reshape(*scales.shape[:-1], blocks * block)[..., :n]
+
+
+def _of_blocks(bits: jax.Array, scales: jax.Array) -> jax.Array:
+    """The random bits of the first element of each block."""
+    blocks = scales.shape[-1]
+    return bits[..., :1] if blocks == 1 else bits[..., :: _block(bits.shape[-1], blocks)]
 
 
 def _largest(x: jax.Array, blocks: int) -> jax.Array:

@@ -85,6 +85,14 @@ class CubicUnsigned:
         k = _number(z, r, self.one, least=2)
         return jnp.minimum(k, _bits(z)).astype(jnp.uint8)  # the bits of 0 are 0, else they are more than any code
 
+    def encode_root(self, z: jax.Array, r: jax.Array | int) -> jax.Array:
+        """The code of the root of each value in [0, 1].
+
+        The root is taken of what is between 1 and the square of the least value: compilers need no care for others.
+        """
+        k = _number(jnp.sqrt(jnp.maximum(jnp.where(z < 1, z, 1), LEAST_SQUARE)), r, self.one, least=2, inside=True)
+        return jnp.minimum(k, _bits(z)).astype(jnp.uint8)
+
     def decode(self, codes: jax.Array) -> jax.Array:
         """The value of each code, float32."""
         return _value(codes, self.one)
@@ -127,25 +135,40 @@ def _value(codes: jax.Array, one: int) -> jax.Array:
     return (7 * k - 6 * n) * (n * n * (1 / _cube(one)))
 
 
-def _number(z: jax.Array, r: jax.Array | int, one: int, least: int) -> jax.Array:
+def _number(z: jax.Array, r: jax.Array | int, one: int, least: int, inside: bool = False) -> jax.Array:
     """The code of a neighbour of `z` in [0, 1]: the upper one where z has come more than r - 8.
 
     In a segment a number's place among the codes is a line, `slope` z + `offset`, in 65536ths. What is below the code
-    `least`, a power of two, counts as that; if it is 0, there is one segment more, from 0 to the code 1.
+    `least`, a power of two, counts as that; if it is 0, there is one segment more, from 0 to the code 1. `inside`: z is
+    certainly between what `least` stands for and 1.
     """
-    z = jnp.where(z < 1, z, 1)  # not NaN, either
-    unit = 1 / _cube(one)
-    first = _cube(least) * unit if least else unit / 8
-    inside = jnp.maximum(z, first)
-    octaves = (_bits(inside) - int(np.float32(first).view(np.int32))) >> 23
+    first = _first(one, least)
+    if not inside:
+        z = jnp.where(z < 1, z, 1)  # not NaN, either
+    clipped = z if inside else jnp.maximum(z, first)
+    octaves = (_bits(clipped) - int(first.view(np.int32))) >> 23
     segment = (octaves * 21846) >> 16  # a third of them
     e = segment + (least.bit_length() - 1)  # in which the codes are from 2^e on
+    unit = 1 / _cube(one)
     slope = STEP / unit / 7 * _float((127 - 2 * e) << 23)
     offset = round(STEP * 128 * 6 / 7) >> (7 - e)
     if not least:
-        inside, slope, offset = z, jnp.where(segment > 0, slope, STEP / unit), jnp.where(segment > 0, offset, 0)
+        clipped, slope, offset = z, jnp.where(segment > 0, slope, STEP / unit), jnp.where(segment > 0, offset, 0)
     upwards = offset + (STEP + GUARD // 2 + 1) - r  # 1, for both terms of a place are cut to whole numbers
-    return ((inside * slope).astype(jnp.int32) + upwards) >> 16
+    return ((clipped * slope).astype(jnp.int32) + upwards) >> 16
+
+
+def _first(one: int, least: int) -> np.float32:
+    """What the code `least` stands for; for 0 an eighth of what 1 does, where the segment before it would begin."""
+    return np.float32((_cube(least) if least else 1 / 8) / _cube(one))
+
+
+def _least_square() -> np.float32:
+    """The smallest float32 of which the root is at least what the code 2 stands for."""
+    square = _first(255, 2) ** 2
+    while np.sqrt(square) >= _first(255, 2):
+        square = np.nextafter(square, np.float32(0))
+    return np.nextafter(square, np.float32(1))
 
 
 def _bits(x: jax.Array) -> jax.Array:
@@ -154,3 +177,6 @@ def _bits(x: jax.Array) -> jax.Array:
 
 def _float(bits: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+
+LEAST_SQUARE = float(_least_square())

@@ -11,15 +11,15 @@
 
 #define INLINE static inline __attribute__((unused))
 #define PARAMETER(T) const T&
-#define SHARED_TABLE(to, from) const U2* to = from;
+#define SHARED_TABLE(T, n, to, from) const T* to = from;
 #define __global__
-#define __device__
-#define __constant__ static const
+#define __device__ static
 #define __syncthreads()
 #define __launch_bounds__(...)
 
 struct alignas(16) U4 { unsigned x, y, z, w; };
 struct alignas(8) U2 { unsigned x, y; };
+struct U1 { unsigned x; };
 struct Dim { unsigned x; };
 static thread_local Dim blockIdx, threadIdx;
 
@@ -36,6 +36,7 @@ INLINE unsigned __float_as_uint(float x) { return bits_as<unsigned>(x); }
 INLINE int __float_as_int(float x) { return bits_as<int>(x); }
 INLINE float __fdiv_rn(float a, float b) { return a / b; }
 INLINE float __fsqrt_rn(float a) { return __builtin_sqrtf(a); }
+INLINE float sqrt_of_normal(float a) { return __builtin_sqrtf(a); }
 INLINE int max(int a, int b) { return a > b ? a : b; }
 INLINE int min(int a, int b) { return a < b ? a : b; }
 INLINE unsigned max(unsigned a, unsigned b) { return a > b ? a : b; }
@@ -85,11 +86,11 @@ struct Warp {
   Warp() : stacks(32 << 16) {}
 };
 static thread_local Warp* the_warp;
-INLINE unsigned largest_in_warp(unsigned x) {
+INLINE unsigned max_in_warp(unsigned x) {
   Warp& warp = *the_warp;
   const int me = warp.now;
   warp.value[me] = x;
   swapcontext(&warp.lane[me], &warp.home);
   return warp.result;
 }
-INLINE void meet() { largest_in_warp(0); }
+INLINE void meet() { max_in_warp(0); }

@@ -31,7 +31,7 @@ PLAIN = {
     "gt": "(M)({0} > {1})", "ge": "(M)({0} >= {1})",
     "select_n": "choose({0}, {1}, {2})", "max": "larger({0}, {1})", "min": "smaller({0}, {1})",
     "larger_than": "larger_than({0}, {1})", "smaller_than": "smaller_than({0}, {1})",
-    "abs": "absolute({0})", "sign": "sign({0})", "sqrt": "root({0})", "rsqrt": "1.0f / root({0})",
+    "abs": "absolute({0})", "sign": "sign({0})", "sqrt": "root({0})", "sqrt_of_normal": "root({0})", "rsqrt": "1.0f / root({0})",
     "floor": "down({0})", "ceil": "up({0})", "round:1": "even({0})", "is_finite": "is_finite({0})",
     "integer_pow:2": "{0} * {0}", "square": "{0} * {0}", "iota:0": "asU(from(i))",
     "inverse_power": "inverse_power({0})", "smaller_or": "smaller_or({0}, {1})", "truncate": "truncated({0})",

@@ -28,11 +28,12 @@ struct Table {
 #ifndef EMULATED
 #define PARAMETER(T) const __grid_constant__ T
 #define INLINE [[maybe_unused]] static __device__ __forceinline__
-#define SHARED_TABLE(to, from) \
-  __shared__ U2 to[8];         \
-  if (threadIdx.x < 8) to[threadIdx.x] = from[threadIdx.x];
+#define SHARED_TABLE(T, n, to, from) \
+  __shared__ T to[n];                \
+  for (unsigned k = threadIdx.x; k < n; k += 32 * WARPS) to[k] = from[k];
 struct alignas(16) U4 { unsigned x, y, z, w; };
 struct alignas(8) U2 { unsigned x, y; };
+struct U1 { unsigned x; };
 INLINE float larger(float a, float b) {
   float r;
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
@@ -69,10 +70,19 @@ INLINE unsigned pack_f16(float low, float high) {
   return r;
 }
 INLINE int to_int(float x) { return __float2int_rz(x); }  // what is too large is the largest; NaN is 0
-INLINE unsigned largest_in_warp(unsigned x) { return __reduce_max_sync(0xFFFFFFFFu, x); }
+// As __fsqrt_rn, without its test for subnormal and infinite numbers.
+INLINE float sqrt_of_normal(float x) {
+  float r;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  const float root = x * r, half = 0.5f * r;
+  return __fmaf_rn(__fmaf_rn(-root, root, x), half, root);
+}
+INLINE unsigned max_in_warp(unsigned x) { return __reduce_max_sync(0xFFFFFFFFu, x); }
 INLINE void meet() { __syncwarp(); }
 #endif
 
+// The largest of 32 numbers >= 0, by their bits; infinity if one is NaN.
+INLINE float largest_in_warp(float x) { return __uint_as_float(min(max_in_warp(__float_as_uint(x)), 0x7F800000u)); }
 INLINE bool is_finite(float x) { return fabsf(x) < __uint_as_float(0x7F800000u); }
 INLINE float sign(float x) { return x > 0 ? 1.0f : x < 0 ? -1.0f : x; }
 INLINE float to_bf16(float x) { return __uint_as_float(bf16_bits(x) << 16); }
@@ -167,7 +177,8 @@ struct Block {
 
 INLINE Block locate(const Leaf& leaf, const unsigned* words, unsigned block, unsigned in_row) {
   const unsigned row = leaf.rows > 1 ? block / in_row : 0u;
-  const unsigned long long column = (unsigned long long)(block - row * in_row) << 8, rest = leaf.columns - column;
+  const unsigned long long column = (unsigned long long)(block - row * in_row) << 8;
+  const unsigned long long rest = leaf.columns - column;
   Block r;
   r.element = row * leaf.columns + column;
   r.valid = rest < 256 ? (int)rest : 256;

@@ -9,7 +9,6 @@ stands before it.
 """
 
 import importlib.resources
-import itertools
 from collections.abc import Iterator
 
 from adamite.engines.native.cuda_expressions import SIZES, c_type, expression
@@ -20,10 +19,11 @@ from adamite.engines.native.program import BLOCK, Input, Program, UnsupportedErr
 
 WARPS = 8
 """Of a CTA."""
-TURNS = 2
+TURNS = 4
 """Blocks that a warp steps, one after the other."""
 NAME = "adamite_step"
 """Of the kernel."""
+PAIRS = {1: "U1", 2: "U2"}
 RAW = {4: "unsigned", 2: "unsigned short", 1: "unsigned char"}
 
 
@@ -51,7 +51,7 @@ def source(program: Program) -> str:
 class _Printer:
     def __init__(self, program: Program) -> None:
         self.program = program
-        self.nodes, self.values = lower(program)
+        self.nodes, self.values = lower(program, few=32)
         self.packed = self.take_last_rounding()
         self.slots = slots(program)
         elements = [x for x in (*program.inputs, *program.outputs) if x.kind == "element"]
@@ -78,7 +78,7 @@ class _Printer:
         return packed
 
     def pair_tables(self) -> dict[str, tuple[str, int]]:
-        """Functions of one of 0, ..., 7: where they stand. Two of one number are read together."""
+        """Functions of an integer of few values: where they stand. Two of one integer are read together."""
         tables: dict[str, tuple[str, int]] = {}
         count: dict[str, int] = {}
         for node in self.nodes.values():
@@ -111,8 +111,9 @@ class _Printer:
             word = f"table.words[{k}]"
             kind = c_type(dtype)
             yield f"  [[maybe_unused]] const {kind} s{k} = {f'__uint_as_float({word})' if kind == 'float' else word};"
-        for table in dict.fromkeys(table for table, _ in self.tables.values()):
-            yield f"  SHARED_TABLE(table_{table}, from_{table})"
+        for table, names in self.tables_with_names():
+            length = len(self.nodes[names[0]].table)
+            yield f"  SHARED_TABLE({PAIRS[len(names)]}, {length}, table_{table}, from_{table})"
         if self.tables:
             yield "  __syncthreads();"
         moving = depends_on_place(self.nodes)
@@ -136,10 +137,17 @@ class _Printer:
 
     def constant_tables(self) -> Iterator[str]:
         """Tables of pairs of words."""
-        for table, names in itertools.groupby(self.tables, key=lambda name: self.tables[name][0]):
-            rows = [_eight_words(self.nodes[name]) for name in names]
-            pairs = ", ".join(f"{{{', '.join(words)}}}" for words in zip(*rows, strict=True))
-            yield f"__constant__ U2 from_{table}[8] = {{{pairs}}};"
+        for table, names in self.tables_with_names():
+            rows = [_words(self.nodes[name]) for name in names]
+            entries = ", ".join(f"{{{', '.join(words)}}}" for words in zip(*rows, strict=True))
+            yield f"__device__ const {PAIRS[len(names)]} from_{table}[{len(rows[0])}] = {{{entries}}};"
+
+    def tables_with_names(self) -> list[tuple[str, list[str]]]:
+        """The tables, and the values in each."""
+        found: dict[str, list[str]] = {}
+        for name, (table, _) in self.tables.items():
+            found.setdefault(table, []).append(name)
+        return list(found.items())
 
     def array(self, x: Input) -> str:
         """The first byte of an array of the leaf."""
@@ -193,7 +201,7 @@ class _Printer:
         stores = [(k, x) for k, (x, value) in outputs if x.kind == "element" and self.phase.get(value, 0) == phase]
         own = {n.name for n in work}
         used = {a for n in work for a in n.arguments} | {self.values[k] for k, _ in stores}
-        yield from (f"    unsigned r_{n.name} = 0;" for n in reductions)
+        yield from (f"    float r_{n.name} = 0;" for n in reductions)
         yield from (f"    {c_type(x.dtype)} o{k}[EACH];" for k, x in stores)
         yield "#pragma unroll"
         yield "    for (int j = 0; j < EACH; ++j) {"
@@ -208,14 +216,14 @@ class _Printer:
             yield "      " + self.define(n)
             if n.name in self.carried:
                 yield f"      c_{n.name}[j] = {n.name};"
-        for n in reductions:  # magnitudes as integers; those of NaN are the largest
-            yield f"      r_{n.name} = max(r_{n.name}, __float_as_uint(c_{n.arguments[0]}[j]) & 0x7FFFFFFFu);"
+        for n in reductions:
+            yield f"      r_{n.name} = larger(r_{n.name}, fabsf(c_{n.arguments[0]}[j]));"
         yield from (f"      o{k}[j] = {self.values[k]};" for k, _ in stores)
         yield "    }"
         if reductions:
             yield from self.reduce_ragged(reductions)
         for n in reductions:
-            yield f"    const float {n.name} = __uint_as_float(min(largest_in_warp(r_{n.name}), 0x7F800000u));"
+            yield f"    const float {n.name} = largest_in_warp(r_{n.name});"
         for k, x in stores:
             yield from self.store(k, x)
 
@@ -227,7 +235,7 @@ class _Printer:
         yield "      for (int j = 0; j < EACH; ++j) {"
         yield "        if ((int)((j / RUN * 32 + lane) * RUN + j % RUN) >= at.valid) continue;"
         for n in reductions:
-            yield f"        r_{n.name} = max(r_{n.name}, __float_as_uint(c_{n.arguments[0]}[j]) & 0x7FFFFFFFu);"
+            yield f"        r_{n.name} = larger(r_{n.name}, fabsf(c_{n.arguments[0]}[j]));"
         yield "      }"
         yield "    }"
 
@@ -271,12 +279,11 @@ class _Printer:
         if node.operation != "table":
             return f"const {kind} {node.name} = {expression(node, self.nodes)};"
         table, which = self.tables[node.name]
-        pair = f"const U2 pair_{table} = table_{table}[{node.arguments[0]}]; " if which == 0 else ""
-        word = f"pair_{table}.{'xy'[which]}"
-        return f"{pair}const {kind} {node.name} = {f'__uint_as_float({word})' if kind == 'float' else f'(int){word}'};"
+        index = node.arguments[0] if node.types[0] == "int32" else f"(unsigned char){node.arguments[0]}"
+        word = f"table_{table}[{index}].{'xy'[which]}"
+        return f"const {kind} {node.name} = {f'__uint_as_float({word})' if kind == 'float' else f'(int){word}'};"
 
 
-def _eight_words(node: Node) -> list[str]:
-    """A table as eight words."""
-    words = [x[1:] if x.startswith("#") else str(int(x) % 2**32) for x in node.table]
-    return [f"{x}u" for x in (words + [words[-1]] * 8)[:8]]
+def _words(node: Node) -> list[str]:
+    """A table as words."""
+    return [f"{x[1:] if x.startswith('#') else int(x) % 2**32}u" for x in node.table]

@@ -23,7 +23,7 @@ LIMITS = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767), "uin
 FLOAT = {
     "add": "({0} + {1})", "sub": "({0} - {1})", "mul": "({0} * {1})", "div": "__fdiv_rn({0}, {1})", "neg": "(-{0})",
     "integer_pow:2": "({0} * {0})", "square": "({0} * {0})", "integer_pow:3": "(({0} * {0}) * {0})",
-    "integer_pow:-1": "__fdiv_rn(1.0f, {0})", "sqrt": "__fsqrt_rn({0})",
+    "integer_pow:-1": "__fdiv_rn(1.0f, {0})", "sqrt": "__fsqrt_rn({0})", "sqrt_of_normal": "sqrt_of_normal({0})",
     "rsqrt": "__fdiv_rn(1.0f, __fsqrt_rn({0}))", "abs": "fabsf({0})", "sign": "sign({0})",
     "floor": "floorf({0})", "ceil": "ceilf({0})", "round:0": "roundf({0})", "round:1": "rintf({0})",
     "max": "larger({0}, {1})", "min": "smaller({0}, {1})", "larger_than": "larger({0}, {1})",

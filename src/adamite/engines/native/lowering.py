@@ -5,24 +5,29 @@ from typing import Any
 
 import numpy as np
 
-from adamite.engines.native.nodes import Node, Nodes, bits, is_bfloat16, is_float, is_integer, limits, value
+from adamite.engines.native.nodes import Few, Node, Nodes, bits, is_bfloat16, is_float, is_integer, limits, value
 from adamite.engines.native.program import Program
 
 
-def lower(program: Program) -> tuple[Nodes, list[str]]:
-    """The operations in order, by name, and the values of the program's outputs."""
+def lower(program: Program, few: int = 8) -> tuple[Nodes, list[str]]:
+    """The operations in order, by name, and the values of the program's outputs.
+
+    Args:
+        program: the program.
+        few: integers of so many values, or fewer, may be the index of a table; if it is more than 8, so may bytes.
+    """
     same: dict[str, str] = {}
-    nodes = Nodes()
+    nodes = Nodes(few=few)
     seen: dict[tuple[object, ...], str] = {}
     for eqn in program.equations:
         arguments = tuple(same.get(a, a) for a in eqn.arguments)
         types = _types(program, eqn.arguments, eqn.operation, eqn.dtype)
         plain = Node(eqn.name, eqn.kind, eqn.dtype, eqn.operation, arguments, types)
-        if (back := _already_there(plain, nodes)) is not None:
-            same[eqn.name] = back
-            continue
         for node in _faster(plain, nodes):
             node = node._replace(arguments=tuple(same.get(a, a) for a in node.arguments))
+            if (back := _already_there(node, nodes)) is not None:
+                same[node.name] = back
+                continue
             key = node[1:]
             if key in seen:
                 same[node.name] = seen[key]
@@ -30,6 +35,9 @@ def lower(program: Program) -> tuple[Nodes, list[str]]:
                 seen[key] = node.name
                 nodes[node.name] = node
     outputs = [same.get(x.value, x.value) for x in program.outputs]
+    for x, name in zip(program.outputs, outputs, strict=True):
+        if x.dtype == "bfloat16" and name in nodes and nodes[name].operation == "is already":
+            _keep_lower_half(name, nodes, outputs)
     needed = set(outputs)
     for node in reversed(list(nodes.values())):
         if node.name in needed:
@@ -45,13 +53,21 @@ def _types(program: Program, arguments: tuple[str, ...], operation: str, dtype: 
 
 
 def _already_there(node: Node, nodes: Nodes) -> str | None:
-    """What a result is, if it is the bits of the bits of that, or ``where(is_finite(x), x, 2 x)``: nothing is fused."""
+    """What a result certainly is already.
+
+    The bits of the bits of that; ``where(is_finite(x), x, 2 x)``, for nothing is fused; a number limited to what it is
+    within.
+    """
     if node.operation == "select_n":
         test, double = (nodes.get(a) for a in node.arguments[:2])
         x = node.arguments[2]
         finite = test is not None and (test.operation, test.arguments) == ("is_finite", (x,))
         twice = double is not None and double.operation == "mul" and set(double.arguments) == {bits(2.0), x}
         return x if finite and twice else None
+    if node.operation in ("larger_than", "smaller_or"):
+        k, x = node.arguments if node.operation == "larger_than" else node.arguments[::-1]
+        low, high, nan = limits(x, nodes)
+        return x if not nan and (low >= value(k) if node.operation == "larger_than" else high <= value(k)) else None
     if node.operation != "bitcast_convert_type":
         return None
     inner = nodes.get(node.arguments[0])
@@ -77,6 +93,10 @@ def _faster(node: Node, nodes: Nodes) -> list[Node]:
         if y in nodes and _power_of_two(y, nodes):
             inverse = Node(node.name + "i", nodes[y].kind, "float32", "inverse_power", (y,), ("float32",))
             return [inverse, node._replace(operation="mul", arguments=(x, inverse.name))]
+    if node.operation == "sqrt" and node.dtype == "float32":
+        low, high, nan = limits(x, nodes)
+        if not nan and low >= 2.0**-100 and high <= 2.0**100:
+            return [node._replace(operation="sqrt_of_normal")]
     if node.operation == "convert_element_type" and node.dtype == "bfloat16" and is_bfloat16(x, nodes):
         return [node._replace(operation="is already")]
     if node.operation == "convert_element_type" and (node.dtype, *node.types) == ("int32", "float32"):
@@ -91,7 +111,12 @@ def _faster(node: Node, nodes: Nodes) -> list[Node]:
         return [node._replace(operation="half_product", arguments=product)]
     if node.operation == "shift_right_logical" and (kept := _kept(x, y, nodes)):
         return [node._replace(arguments=(kept, y))]
-    if node.operation == "add" and node.dtype == "uint32" and (element := _in_a_block(x, y, nodes)):
+    if (
+        node.operation == "add"
+        and node.dtype == "uint32"
+        and node.kind == "element"
+        and (element := _in_a_block(x, y, nodes))
+    ):
         first = Node(node.name + "b", "block", "uint32", "add", ("@base", y), node.types)
         return [first, node._replace(arguments=(first.name, element))]
     if node.operation == "reduce_max" and (magnitudes := _magnitudes(x, nodes)):
@@ -99,6 +124,28 @@ def _faster(node: Node, nodes: Nodes) -> list[Node]:
     if node.operation in COMPUTED and node.kind == "element" and node.dtype in ("float32", "int32"):
         return [_function_of_few(node, nodes) or node]
     return [node]
+
+
+def _keep_lower_half(name: str, nodes: Nodes, outputs: list[str]) -> None:
+    """Take away what clears the lower half of a float of which the upper half is stored."""
+    node = nodes[name]
+    behind = {
+        "is already": (0,),
+        "bitcast_convert_type": (0,),
+        "select_n": (1, 2),
+        "larger_than": (1,),
+        "smaller_than": (1,),
+    }
+    for k in behind.get(node.operation, ()):
+        x = node.arguments[k]
+        used = sum(other.arguments.count(x) for other in nodes.values()) + outputs.count(x)
+        if x not in nodes or used > 1:
+            continue
+        if nodes[x].operation == "and" and nodes[x].arguments[1] == str(~0xFFFF):
+            x = nodes[x].arguments[0]
+            node = nodes[name] = node._replace(arguments=(*node.arguments[:k], x, *node.arguments[k + 1 :]))
+        else:
+            _keep_lower_half(x, nodes, outputs)
 
 
 def _smaller_or(node: Node, nodes: Nodes) -> list[Node]:
@@ -154,55 +201,70 @@ def _magnitudes(x: str, nodes: Nodes) -> str | None:
 
 
 def _function_of_few(node: Node, nodes: Nodes) -> Node | None:
-    """A table of what the node is, if it depends on one integer alone, and that is certainly one of 0, ..., 7."""
-    found = _computed(node, nodes)
-    if found is None or found[0] == "":
+    """A table of what the node is, if it depends on one integer of few values alone, by more than two operations."""
+    few = _computed(node, nodes)
+    if few is None or few.of == "" or few.operations <= 2:
         return None
-    e, values = found
-    if np.abs(values).max() >= 2**31 and node.dtype == "int32":
+    if node.dtype == "int32" and np.abs(few.values).max() >= 2**31:
         return None
-    table = tuple(bits(x) if node.dtype == "float32" else str(int(x)) for x in values)
-    return node._replace(operation="table", arguments=(e,), types=("int32",), table=table)
+    table = tuple(bits(x) if node.dtype == "float32" else str(int(x)) for x in few.values)
+    return node._replace(operation="table", arguments=(few.of,), types=(few.dtype,), table=table)
 
 
 COMPUTED = {
     "ge": np.greater_equal, "gt": np.greater, "le": np.less_equal, "lt": np.less, "eq": np.equal, "ne": np.not_equal,
     "and": np.bitwise_and, "add": np.add, "sub": np.subtract, "mul": np.multiply,
-    "shift_left": np.left_shift, "shift_right_arithmetic": np.right_shift,
+    "shift_left": np.left_shift, "shift_right_arithmetic": np.right_shift, "half_product": lambda x, y: (x * y) >> 16,
     "select_n": lambda condition, no, yes: np.where(condition, yes, no),
-    "convert_element_type": lambda x: x.astype(np.float32 if x.dtype.kind == "i" else np.int64),
-    "bitcast_convert_type": lambda x: x.astype(np.int32).view(np.float32),
+    "convert_element_type": None, "bitcast_convert_type": None,
 }  # fmt: skip
+"""Operations, as NumPy does them on float32 and int64; None: it depends on the dtypes."""
 
 
-def _values(x: str, nodes: Nodes) -> tuple[str, np.ndarray] | None:
-    """The integer that a value depends on and what it is for each of its values; "" for a constant."""
+def _values(x: str, dtype: str, nodes: Nodes) -> Few | None:
+    """The values of what depends on one integer of few values alone."""
     if _is_number(x):
-        return "", np.full(8, value(x))
-    if x in nodes and x not in nodes.values_of_few:
-        nodes.values_of_few[x] = _values_of_node(nodes[x], nodes)
-    return nodes.values_of_few.get(x)
+        return Few("", "", np.atleast_1d(value(x)), 0)
+    if x in nodes:
+        if x not in nodes.values_of_few:
+            nodes.values_of_few[x] = _values_of_node(nodes[x], nodes)
+        return nodes.values_of_few[x]
+    if dtype in ("int8", "uint8") and nodes.few > 8:
+        return Few(x, dtype, np.arange(256).astype(np.uint8).view(dtype).astype(np.int64), 0)
+    return None
 
 
-def _values_of_node(node: Node, nodes: Nodes) -> tuple[str, np.ndarray] | None:
+def _values_of_node(node: Node, nodes: Nodes) -> Few | None:
     if node.operation == "table":
-        table = [value(y) for y in node.table]
-        return node.arguments[0], np.array((table + [table[-1]] * 8)[:8])
+        return Few(node.arguments[0], node.types[0], np.array([value(y) for y in node.table]), 3)
+    if (found := _computed(node, nodes)) is not None:
+        return found
     low, high, _ = limits(node.name, nodes)
-    if node.dtype == "int32" and low >= 0 and high <= 7:
-        return node.name, np.arange(8)
-    return _computed(node, nodes)
+    whole = node.dtype == "int32" and node.kind == "element"
+    return Few(node.name, "int32", np.arange(int(high) + 1), 0) if whole and 0 <= low <= high < nodes.few else None
 
 
-def _computed(node: Node, nodes: Nodes) -> tuple[str, np.ndarray] | None:
+def _computed(node: Node, nodes: Nodes) -> Few | None:
     """The same of an operation, from its arguments'."""
-    if node.operation not in COMPUTED or (node.operation == "bitcast_convert_type" and node.types != ("int32",)):
+    if node.operation not in COMPUTED or node.dtype not in ("float32", "int32", "bool"):
         return None
-    found = [_values(y, nodes) for y in node.arguments]
-    on = {y[0] for y in found if y is not None} - {""}
-    if None in found or len(on) > 1:
+    found = [_values(y, t, nodes) for y, t in zip(node.arguments, node.types, strict=True)]
+    of = {(few.of, few.dtype) for few in found if few is not None and few.of}
+    if None in found or len(of) > 1:
         return None
-    return next(iter(on), ""), COMPUTED[node.operation](*(y[1] for y in found if y is not None))
+    values = [few.values for few in found if few is not None]
+    operations = 1 + sum(few.operations for few in found if few is not None)
+    return Few(*(next(iter(of), ("", ""))), _by_numpy(node, values), operations)
+
+
+def _by_numpy(node: Node, values: list[np.ndarray]) -> np.ndarray:
+    if (operation := COMPUTED[node.operation]) is not None:
+        return operation(*values)
+    if node.operation == "convert_element_type":
+        return values[0].astype(np.float32 if node.dtype == "float32" else np.int64)
+    if node.dtype == "float32":
+        return values[0].astype(np.int32).view(np.float32)
+    return values[0].astype(np.float32).view(np.int32).astype(np.int64)
 
 
 def _power_of_two(x: str, nodes: Nodes) -> bool:

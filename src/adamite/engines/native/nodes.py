@@ -57,13 +57,26 @@ LARGEST = float(np.finfo(np.float32).max)
 EXPONENT = 0x7F800000
 
 
+class Few(NamedTuple):
+    """What a result is for each value of one integer that it depends on alone."""
+
+    of: str
+    """The integer; "" where the result is a constant."""
+    dtype: str
+    """That of the integer: an int32 is one of 0, 1, ..., and bytes come in the order of their bits."""
+    values: np.ndarray
+    operations: int
+    """That lead from the integer to the result."""
+
+
 class Nodes(dict[str, Node]):
     """Operations by the names of their results, in order, and what was found out about these."""
 
-    def __init__(self, nodes: Iterable[tuple[str, Node]] = ()) -> None:
+    def __init__(self, nodes: Iterable[tuple[str, Node]] = (), few: int = 8) -> None:
         super().__init__(nodes)
+        self.few = few
         self.limits: dict[str, Limits] = {}
-        self.values_of_few: dict[str, tuple[str, np.ndarray] | None] = {}
+        self.values_of_few: dict[str, Few | None] = {}
 
 
 def limits(x: str, nodes: Nodes, dtype: str = "") -> Limits:
@@ -80,7 +93,8 @@ def limits(x: str, nodes: Nodes, dtype: str = "") -> Limits:
 
 def _limits(node: Node, nodes: Nodes) -> Limits:
     if node.table:
-        low, high, _ = limits(node.arguments[0], nodes)
+        byte = node.types != ("int32",)
+        low, high = (0, 255) if byte else limits(node.arguments[0], nodes)[:2]
         numbers = [float(value(y)) for y in node.table[max(int(low), 0) : int(high) + 1] or node.table]
         return Limits(min(numbers), max(numbers))
     if node.operation in ("larger_than", "smaller_than"):
@@ -190,12 +204,18 @@ def _masked(x: Limits, mask: Limits) -> Limits:
     return Limits(int(x.low) & EXPONENT, int(x.high) & EXPONENT)
 
 
+def _root(x: float) -> float:
+    """As a float32 is rounded."""
+    return float(np.sqrt(np.float32(max(x, 0.0))))
+
+
 LIMITED: dict[str, Callable[..., Limits]] = {
     "convert_element_type": lambda x: x,
     "abs": lambda x: Limits(max(x.low, -x.high, 0.0), max(-x.low, x.high), x.nan),
     "max": lambda x, y: Limits(max(x.low, y.low), max(x.high, y.high), x.nan or y.nan),
     "min": lambda x, y: Limits(min(x.low, y.low), min(x.high, y.high), x.nan or y.nan),
-    "sqrt": lambda x: Limits(max(x.low, 0.0) ** 0.5, max(x.high, 0.0) ** 0.5, x.nan or x.low < 0),
+    "sqrt": lambda x: Limits(_root(x.low), _root(x.high), x.nan or x.low < 0),
+    "sqrt_of_normal": lambda x: Limits(_root(x.low), _root(x.high)),
     "add": _monotone(operator.add), "sub": _monotone(operator.sub), "mul": _monotone(operator.mul),
     "shift_right_arithmetic": _monotone(lambda x, y: int(x) >> int(y)),
     "half_product": _monotone(lambda x, y: int(x) * int(y) >> 16),

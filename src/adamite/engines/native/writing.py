@@ -63,6 +63,7 @@ class _Writer:
     def __init__(self, tile: Any) -> None:
         self.tile = tile
         self.equations: list[Equation] = []
+        self.arguments: dict[str, list[_Value]] = {}  # of each equation
         self.outer_equations: list[Any] = []
 
     def write(self, closed: ClosedJaxpr, numbers: int) -> Program:
@@ -109,6 +110,8 @@ class _Writer:
         known = all(x.kind in OUTSIDE for x in arguments) and operation != "iota"
         if operation in SAME and _moves_nothing(aval, self.tile.block) and len(arguments) == 1:
             return arguments[0]._replace(dtype=dtype)
+        if operation == "slice" and aval.size == 1 and arguments[0].kind == "element":
+            return self.first(arguments[0])
         if operation == "convert_element_type" and dtype == arguments[0].dtype:
             return arguments[0]
         if operation == "integer_pow" and eqn.params["y"] == 1:
@@ -124,9 +127,29 @@ class _Writer:
             operation += f":{eqn.params[PARAMETERS[operation]]}"
         elif left := {k: v for k, v in eqn.params.items() if k not in FORGETTABLE and v is not None}:
             raise UnsupportedError(f"no kernel does {operation} with {sorted(left)}")
+        return self.add(kind, dtype, operation, arguments)
+
+    def first(self, x: _Value) -> _Value:
+        """A value of the block's first element: the same operations again, of it alone."""
+        if x.kind != "element":
+            return x
+        if x.name.startswith("i"):
+            raise UnsupportedError("the step reads one element of a block")
+        eqn = self.equations[int(x.name[1:])]
+        if eqn.operation.startswith("iota"):
+            return _literal(0, np.zeros((), eqn.dtype))
+        arguments = [self.first(a) for a in self.arguments[x.name]]
+        zeros = [a for a in arguments if a.kind == "literal" and a.name == 0]
+        if eqn.operation == "add" and len(zeros) == 1:
+            return next(a for a in arguments if a is not zeros[0])
+        return self.add("scalar", eqn.dtype, eqn.operation, arguments)
+
+    def add(self, kind: str, dtype: str, operation: str, arguments: list[_Value]) -> _Value:
+        """The result of one operation more."""
         name = f"v{len(self.equations)}"
         used: Any = tuple(x if x.kind in OUTSIDE else x.name for x in arguments)
         self.equations.append(Equation(name, kind, dtype, operation, used))
+        self.arguments[name] = arguments
         return _Value(kind, dtype, name)
 
     def kind(self, operation: str, aval: Any) -> str:
