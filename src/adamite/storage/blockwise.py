@@ -119,13 +119,11 @@ class Blockwise:
         empty = scales < jnp.finfo(jnp.float32).smallest_normal
         z = x * _spread(jnp.where(empty, 0.0, 1 / scales), x.shape[-1])
         scales = jnp.where(empty, 1.0, scales)
-        r = (
-            HALF
-            if self.seed is None or not self.unsigned
-            else _spread(random_r(_of_blocks(bits(), scales)), x.shape[-1])
-        )
+        r = HALF
+        if self.seed is not None and self.unsigned:
+            r = _spread(random_r(_of_blocks(bits(), scales)), x.shape[-1])
         code = self._code(stored.codes.dtype)
-        return Quantized(code.encode_root(z, r) if code is ROOTED else code.encode(z, r), scales)
+        return Quantized(ROOTED.encode_root(z, r) if code is ROOTED else code.encode(z, r), scales)
 
     def _code(self, dtype: jnp.dtype) -> Code:
         """The code whose dtype that is: a state says what it is."""

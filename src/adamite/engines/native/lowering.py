@@ -111,12 +111,7 @@ def _faster(node: Node, nodes: Nodes) -> list[Node]:
         return [node._replace(operation="half_product", arguments=product)]
     if node.operation == "shift_right_logical" and (kept := _kept(x, y, nodes)):
         return [node._replace(arguments=(kept, y))]
-    if (
-        node.operation == "add"
-        and node.dtype == "uint32"
-        and node.kind == "element"
-        and (element := _in_a_block(x, y, nodes))
-    ):
+    if node.operation == "add" and node.dtype == "uint32" and (element := _in_a_block(node, nodes)):
         first = Node(node.name + "b", "block", "uint32", "add", ("@base", y), node.types)
         return [first, node._replace(arguments=(first.name, element))]
     if node.operation == "reduce_max" and (magnitudes := _magnitudes(x, nodes)):
@@ -126,17 +121,16 @@ def _faster(node: Node, nodes: Nodes) -> list[Node]:
     return [node]
 
 
+UPPER_FROM_UPPER = {
+    "is already": (0,), "bitcast_convert_type": (0,), "select_n": (1, 2), "larger_than": (1,), "smaller_than": (1,),
+}  # fmt: skip
+"""Arguments of which only the upper half decides on the upper half of the result."""
+
+
 def _keep_lower_half(name: str, nodes: Nodes, outputs: list[str]) -> None:
     """Take away what clears the lower half of a float of which the upper half is stored."""
     node = nodes[name]
-    behind = {
-        "is already": (0,),
-        "bitcast_convert_type": (0,),
-        "select_n": (1, 2),
-        "larger_than": (1,),
-        "smaller_than": (1,),
-    }
-    for k in behind.get(node.operation, ()):
+    for k in UPPER_FROM_UPPER.get(node.operation, ()):
         x = node.arguments[k]
         used = sum(other.arguments.count(x) for other in nodes.values()) + outputs.count(x)
         if x not in nodes or used > 1:
@@ -180,12 +174,12 @@ def _kept(x: str, count: str, nodes: Nodes) -> str | None:
     return y if is_integer(inner.arguments[1]) and int(inner.arguments[1]) + int(count) >= 32 else None
 
 
-def _in_a_block(x: str, y: str, nodes: Nodes) -> str | None:
+def _in_a_block(node: Node, nodes: Nodes) -> str | None:
     """``e`` for ``(base + e) + y``, where y is one number for the whole block: base + y is, too."""
-    node, other = nodes.get(x), nodes.get(y)
-    if node is None or node.operation != "add" or other is None or other.kind == "element":
+    place, other = (nodes.get(a) for a in node.arguments)
+    if node.kind != "element" or place is None or place.operation != "add" or other is None or other.kind == "element":
         return None
-    return node.arguments[1] if node.arguments[0] == "@base" else None
+    return place.arguments[1] if place.arguments[0] == "@base" else None
 
 
 def _magnitudes(x: str, nodes: Nodes) -> str | None:
