@@ -1,4 +1,7 @@
-"""The compiled kernels of adamite for CPUs: a library and a list of what is in it. `adamite` uses it by itself."""
+"""The compiled kernels of adamite for CPUs, a list of them, and what compiles and runs its kernels on NVIDIA's GPUs.
+
+`adamite` uses it by itself.
+"""
 
 import ctypes
 import functools
@@ -11,6 +14,9 @@ import jax
 __version__ = "0.1.0"
 
 _HERE = pathlib.Path(__file__).parent
+
+_CODE = 2**24
+"""The most bytes of a kernel's machine code; it has some 100,000."""
 
 
 def kernels() -> dict[str, list[str]]:
@@ -46,7 +52,55 @@ def step_of(name: str, weights: str, gradients: str) -> Any:
 @functools.cache
 def handler() -> Any:
     """The XLA custom call, for `jax.ffi.register_ffi_target`."""
-    return jax.ffi.pycapsule(ctypes.cdll.LoadLibrary(str(_HERE / "_native.so")).AdamiteStep)
+    return jax.ffi.pycapsule(_library().AdamiteStep)
+
+
+@functools.cache
+def gpu_handlers() -> dict[str, Any]:
+    """The XLA custom call on NVIDIA's GPUs, for `jax.ffi.register_ffi_target`: the handler of each stage."""
+    library = _library()
+    return {
+        "initialize": jax.ffi.pycapsule(library.AdamiteGpuInitialize),
+        "execute": jax.ffi.pycapsule(library.AdamiteGpuStep),
+    }
+
+
+def set_nvrtc(path: str) -> None:
+    """Say where NVRTC is, which compiles the kernels of the GPU. It is loaded when it is first wanted, and then kept.
+
+    Args:
+        path: of the library; "" leaves it to the loader, who may know it already.
+    """
+    _library().AdamiteGpuNvrtc(path.encode())
+
+
+def compile_for_gpu(text: str, compute_capability: str, leaves: int) -> bytes:
+    """Compile a kernel as a step on a GPU does; no GPU is needed.
+
+    Args:
+        text: the kernel, CUDA C++.
+        compute_capability: of the GPU, as JAX's devices have it: "9.0".
+        leaves: how many leaves the kernel's table has.
+
+    Returns:
+        The machine code; PTX if NVRTC does not know the GPU.
+
+    Raises:
+        RuntimeError: NVRTC was not found, or does not compile the text; with its log.
+    """
+    major, minor = map(int, compute_capability.split("."))
+    out = ctypes.create_string_buffer(_CODE)
+    size = _library().AdamiteGpuCompile(text.encode(), major, minor, leaves, out, ctypes.c_long(_CODE))
+    if size < 0:
+        raise RuntimeError(out.value.decode(errors="replace"))
+    return out.raw[:size]
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    library = ctypes.cdll.LoadLibrary(str(_HERE / "_native.so"))
+    library.AdamiteGpuCompile.restype = ctypes.c_long
+    return library
 
 
 @functools.cache
