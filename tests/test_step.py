@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 import adamite
 from adamite import engines
 from adamite.core.optimizer import apply_updates
+from adamite.engines.native import gpu
 from adamite.engines.native.library import library
 from bits import assert_same_bits, types
 from engines.cases import QUICKLY, assert_close
@@ -249,6 +250,14 @@ def test_a_gpu_is_left_to_xla(engine, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     leaves = adamite.memory_report(adamite.adam(1e-2), tree(), engine=engine).leaves
     assert {(leaf.engine, leaf.why_xla) for leaf in leaves} == {("xla", ON_A_GPU[engine])}
+
+
+@pytest.mark.skipif(library() is None, reason="adamite-native is not installed")
+def test_a_gpu_has_kernels_for_who_asks(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(gpu, "_refused", lambda: "")
+    leaves = adamite.memory_report(adamite.adamax(1e-2, moments="int8"), tree(), engine="native").leaves
+    assert {(leaf.engine, leaf.why_xla) for leaf in leaves} == {("native", "")}
 
 
 @pytest.mark.parametrize("engine", ["xla", "auto", "pallas"])
