@@ -30,7 +30,8 @@ def test_every_test_of_the_kernels_of_adamw(tmp_path):
         for name in ("libasan.so", "libstdc++.so")
     ]
     environment |= {"LD_PRELOAD": " ".join(found), "ASAN_OPTIONS": "detect_leaks=0", "PYTHONPATH": str(tmp_path)}
-    tests = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not rules", "tests/engines/test_native.py"]
+    tests = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not rules"]
+    tests += [f"tests/engines/{name}.py" for name in ("test_native", "test_gpu_handler")]
     result = subprocess.run(
         [sys.executable, *tests], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
