@@ -5,6 +5,7 @@
 
 import ctypes
 import functools
+import importlib.util
 import json
 import pathlib
 from typing import Any
@@ -59,10 +60,24 @@ def handler() -> Any:
 def gpu_handlers() -> dict[str, Any]:
     """The XLA custom call on NVIDIA's GPUs, for `jax.ffi.register_ffi_target`: the handler of each stage."""
     library = _library()
+    set_nvrtc(find_nvrtc())
     return {
         "initialize": jax.ffi.pycapsule(library.AdamiteGpuInitialize),
         "execute": jax.ffi.pycapsule(library.AdamiteGpuStep),
     }
+
+
+def find_nvrtc() -> str:
+    """The file of NVRTC in the packages that JAX' CUDA wheels bring; "" if there is none."""
+    for package, name in (("nvidia.cu13", "libnvrtc.so.13"), ("nvidia.cuda_nvrtc", "libnvrtc.so.12")):
+        try:
+            spec = importlib.util.find_spec(package)
+        except ModuleNotFoundError:
+            continue
+        for folder in (spec and spec.submodule_search_locations) or ():
+            if (found := pathlib.Path(folder) / "lib" / name).exists():
+                return str(found)
+    return ""
 
 
 def set_nvrtc(path: str) -> None:

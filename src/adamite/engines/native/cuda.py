@@ -8,7 +8,7 @@ The text is the same for all leaves, and for all settings of an optimizer: these
 stands before it.
 """
 
-import importlib.resources
+import pathlib
 from collections.abc import Iterator
 
 from adamite.engines.native.cuda_expressions import SIZES, c_type, expression
@@ -17,6 +17,8 @@ from adamite.engines.native.nodes import Node
 from adamite.engines.native.phases import depends_on_place, phases, reduces
 from adamite.engines.native.program import BLOCK, Input, Program, UnsupportedError
 
+PRELUDE = pathlib.Path(__file__).with_name("cuda.cuh")
+"""What stands before every kernel."""
 WARPS = 8
 """Of a CTA."""
 TURNS = 4
@@ -100,7 +102,7 @@ class _Printer:
         """The text."""
         program, nodes = self.program, self.nodes.values()
         yield f"#define ARRAYS {len(self.slots)}\n#define RUN {self.run}\n#define WARPS {WARPS}\n#define TURNS {TURNS}"
-        yield (importlib.resources.files("adamite.engines.native") / "cuda.cuh").read_text()
+        yield PRELUDE.read_text()
         yield from self.constant_tables()
         yield f'extern "C" __global__ void __launch_bounds__(32 * WARPS) {NAME}(PARAMETER(Table) table) {{'
         yield "  const unsigned cta = blockIdx.x, lane = threadIdx.x & 31, warp = threadIdx.x >> 5;"

@@ -7,8 +7,7 @@ their number.
 """
 
 import functools
-import importlib.util
-import pathlib
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +20,7 @@ from adamite.engines.native import cuda
 from adamite.engines.native.calls import Arrays
 from adamite.engines.native.cuda_expressions import SIZES
 from adamite.engines.native.library import library
-from adamite.engines.native.program import Program, UnsupportedError
+from adamite.engines.native.program import BLOCK, Program, UnsupportedError
 from adamite.engines.native.rows import rows_of
 from adamite.engines.native.tracing import program
 
@@ -32,21 +31,18 @@ TARGET = "adamite_gpu_step"
 
 DTYPES = tuple(map(jnp.dtype, SIZES))
 
-NVRTC = (("nvidia.cu13", "libnvrtc.so.13"), ("nvidia.cuda_nvrtc", "libnvrtc.so.12"))
-"""Where JAX' wheels have it."""
-
 
 def why_not(step: LeafStep, scalars: Any, leaf: Leaf) -> str:
     """Why no kernel steps this leaf, in words; empty if one does."""
     if reason := unserved(step, leaf, DTYPES) or _refused():
         return reason
-    if leaf.g.size >= 2**40:
-        return "it has 2^40 elements or more"
     try:
-        cuda.source(_program(step, scalars, leaf))
+        its = _program(step, scalars, leaf)
+        cuda.source(its)
     except UnsupportedError as error:
         return str(error)
-    return ""
+    own = rows_of(its, leaf)
+    return "it has 2^31 blocks or more" if own.rows * math.ceil(own.columns / BLOCK) >= 2**31 else ""
 
 
 def run(step: LeafStep, scalars: Any, leaves: Sequence[Leaf]) -> list[tuple[jax.Array, Any]]:
@@ -117,19 +113,5 @@ def _refused() -> str:
     for device in jax.devices() if jax.default_backend() == "gpu" else ():
         if float(device.compute_capability) < 8:
             return f"kernels need compute capability 8.0, and {device.device_kind} has {device.compute_capability}"
-    found.set_nvrtc(_nvrtc())
     jax.ffi.register_ffi_target(TARGET, found.gpu_handlers(), platform="CUDA")
-    return ""
-
-
-def _nvrtc() -> str:
-    """The file of NVRTC among the packages installed; "" leaves it to the loader, which may know it already."""
-    for package, name in NVRTC:
-        try:
-            spec = importlib.util.find_spec(package)
-        except ModuleNotFoundError:
-            continue
-        for folder in (spec and spec.submodule_search_locations) or ():
-            if (found := pathlib.Path(folder) / "lib" / name).exists():
-                return str(found)
     return ""
