@@ -13,7 +13,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest --dist worksteal -n $(shell $(PYTHON) -c 'import os; print(min(os.cpu_count() + 1, 8))')
 
 .PHONY: help train test test-more test-all mutants lint types examples bench bench-engines bench-lean bench-codes \
-  bench-memory bench-scale bench-loops bench-guards bench-compile bench-checkpoint tpu-check multihost docs parity lock clean
+  bench-memory bench-scale bench-loops bench-guards bench-compile bench-checkpoint tpu-check gpu-check multihost docs parity \
+  lock clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 20
@@ -72,10 +73,10 @@ train: $(VENV)/native  ## train a classifier and a language model with adamite, 
 test: $(VENV)/native $(VENV)/test.installed  ## the tests that tell most, and the doctests (3 to 5 minutes)
 	$(PYTEST) -m "not more and not slow" $(ARGS)
 
-test-more: $(VENV)/native $(VENV)/test.installed $(VENV)/libtpu  ## the rest of what CI runs (10 to 15 minutes)
+test-more: $(VENV)/native $(VENV)/test.installed $(VENV)/libtpu $(VENV)/gpu-compiler  ## the rest of what CI runs (10 to 15 minutes)
 	$(PYTEST) -m "more and not slow" $(ARGS)
 
-test-all: $(VENV)/native $(VENV)/test.installed $(VENV)/libtpu  ## every test that this machine can run (two hours)
+test-all: $(VENV)/native $(VENV)/test.installed $(VENV)/libtpu $(VENV)/gpu-compiler  ## every test that this machine can run (two hours)
 	$(PYTEST) $(ARGS)
 
 mutants: $(VENV)/test.installed  ## break every rule in every place, and see that the golden trajectories notice
@@ -145,6 +146,21 @@ tpu-check: $(VENV)/libtpu  ## what the TPU compiler makes of a step: bytes kept,
 	$(TPU) benchmarks/guards.py --tpu --out out/tpu-guards.json $(QUIETLY)
 	$(TPU) benchmarks/step_memory.py --tpu --out out/tpu-check.json $(QUIETLY)
 	$(TPU) benchmarks/compile_time.py --tpu --rounds 1 --out out/tpu-compile-time.json $(QUIETLY)
+
+# XLA's compiler for NVIDIA's GPUs, of the version that this JAX names in its extra `cuda13`, without CUDA; NVRTC and
+# nvdisasm of one version, because the figures depend on it.
+$(VENV)/gpu-compiler: $(VENV)/train.installed
+	@echo "Fetching the compilers for GPUs (200 MB)"
+	@$(PIP) install --quiet --no-deps --target $@ nvidia-cuda-nvrtc==13.5.37 nvidia-cuda-nvdisasm==13.5.37 \
+	  $$($(BIN)/python -c 'from importlib.metadata import requires; name = "jax-cuda13-plugin[with-cuda]"; \
+	  wanted = next(r.split(";")[0] for r in requires("jax") if r.startswith(name)); \
+	  print(*(wanted.replace(name, "jax-cuda13-" + part) for part in ("plugin", "pjrt")))')
+
+GPU := JAX_PLATFORMS=cpu PYTHONPATH=$(CURDIR)/$(VENV)/gpu-compiler $(BIN)/python
+
+# All of it (5 minutes): make gpu-check ARGS="--out benchmarks/results/gpu-compiler.json"
+gpu-check: $(VENV)/gpu-compiler  ## what compilers make of a step on an H100: bytes, launches, instructions; needs no GPU (2 minutes)
+	$(GPU) benchmarks/gpu_compiler.py $(or $(ARGS),--check)
 
 lock:  ## write requirements.lock anew (needs uv)
 	$(PYTHON) .ci/lock.py
