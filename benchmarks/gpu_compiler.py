@@ -48,7 +48,7 @@ from adamite.engines.native.tracing import program
 HERE = pathlib.Path(__file__).parent
 COMMITTED = HERE / "results" / "gpu-compiler.json"
 GPU, COMPUTE_CAPABILITY = "H100", (9, 0)
-ENGINES = ("xla",)
+ENGINES = ("xla", "native")
 """Whose steps are compiled by XLA. One of "native" must hold a custom call."""
 
 TREES = {"one leaf of 16384 x 16384": [(16384, 16384)], "GPT-2 small, 148 leaves": gpt2_small()}

@@ -1,13 +1,14 @@
 // The XLA custom call that steps a group of leaves on a GPU of NVIDIA by one kernel, in place or into other buffers.
 //
-// Arguments: `words`, uint32: the operands of the kernel, then of each leaf the number of its first element in the whole
-// leaf, and (length, stride) of each of the axes that lead to a row, outermost first; then for each leaf the arrays that
-// the kernel reads. Results: for each leaf the arrays that the kernel writes.
-// Attributes: `text`, the kernel in CUDA C++; `grid`, the threads of a CTA and the blocks that a CTA steps; `operands`,
-// how many there are; `sizes`, of each array of a leaf in the kernel's table the bytes of an element, negative where
-// there is one for each block; `reads` and `writes`, which of these arrays are a leaf's arguments and results (an array
-// that is both is stepped in place); and of each leaf `number` (for random bits), `rows`, `columns` (elements along its
-// last axis) and `axes` (how many axes `words` describes; with none, rows lie behind one another).
+// Arguments: `words`, uint32, from `begin` on: the operands of the kernel, then of each leaf the number of its first
+// element in the whole leaf, and (length, stride) of each of the axes that lead to a row, outermost first; then for each
+// leaf the arrays that the kernel reads. Results: for each leaf the arrays that the kernel writes.
+// Attributes: `text`, the kernel in CUDA C++; `grid`, the threads of a CTA and the blocks that a CTA steps; `begin` and
+// `operands`, where the kernel's words begin and how many of them are operands; `sizes`, of each array of a leaf in the
+// kernel's table the bytes of an element, negative where there is one for each block; `reads` and `writes`, which of
+// these arrays are a leaf's arguments and results (an array that is both is stepped in place); and of each leaf `number`
+// (for random bits), `rows`, `columns` (elements along its last axis) and `axes` (how many axes `words` describes; with
+// none, rows lie behind one another).
 //
 // A call does nothing but launch kernels on XLA's stream: it waits for nothing, allocates nothing on the device, and may
 // be recorded in a graph.
@@ -30,7 +31,7 @@ namespace adamite {
 struct GpuCall {
   std::string_view text;
   ffi::Span<const int64_t> grid;
-  int64_t operands;
+  int64_t begin, operands;
   ffi::Span<const int64_t> reads, writes, sizes, number, rows, columns, axes;
 };
 
@@ -83,6 +84,7 @@ std::string Fault(const GpuCall& call) {
     return "grid must be the threads of a CTA, whole warps and at most 1024, and its blocks, 1 to 1024";
   }
   if (call.operands < 0 || call.operands > kMostWords) return "operands must be 0 to 2^31";
+  if (call.begin < 0 || call.begin > kMostWords) return "begin must be 0 to 2^31";
   if (slots < 1 || slots > kMostSlots) return "a leaf must have 1 to " + std::to_string(kMostSlots) + " arrays";
   bool read[kMostSlots] = {}, written[kMostSlots] = {};
   for (int64_t slot : call.reads) {
@@ -172,10 +174,11 @@ ffi::Error Read(const ffi::RemainingArgs& args, const ffi::RemainingRets& rets, 
   }
   if (arg != args.size()) return Invalid("too many arguments");
   if (ret != rets.size()) return Invalid("too many results");
-  if (given->element_type() != ffi::DataType::U32 || static_cast<int64_t>(given->element_count()) != own) {
-    return Invalid("the first argument must be " + std::to_string(own) + " uint32: operands, origins and axes");
+  const int64_t wanted = call.begin + own;
+  if (given->element_type() != ffi::DataType::U32 || static_cast<int64_t>(given->element_count()) < wanted) {
+    return Invalid("the first argument must be " + std::to_string(wanted) + " uint32 or more: operands, origins, axes");
   }
-  words = given->untyped_data();
+  words = static_cast<const uint32_t*>(given->untyped_data()) + call.begin;
   return ffi::Error::Success();
 }
 
@@ -266,7 +269,7 @@ ffi::Error Step(cuda::Handle stream, ffi::RemainingArgs args, ffi::RemainingRets
 
 XLA_FFI_REGISTER_STRUCT_ATTR_DECODING(
     adamite::GpuCall, StructMember<std::string_view>("text"), StructMember<Span<const int64_t>>("grid"),
-    StructMember<int64_t>("operands"), StructMember<Span<const int64_t>>("reads"),
+    StructMember<int64_t>("begin"), StructMember<int64_t>("operands"), StructMember<Span<const int64_t>>("reads"),
     StructMember<Span<const int64_t>>("writes"), StructMember<Span<const int64_t>>("sizes"),
     StructMember<Span<const int64_t>>("number"), StructMember<Span<const int64_t>>("rows"),
     StructMember<Span<const int64_t>>("columns"), StructMember<Span<const int64_t>>("axes"));

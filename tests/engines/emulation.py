@@ -39,7 +39,7 @@ def library(text):
 def step_group(its, scalars, leaves, flush=True):
     """The arrays of leaves of one program after a step: of each leaf those that are written, by their places."""
     slots = cuda.slots(its)
-    words = np.array(gpu.words(its, its.operands(scalars), leaves))
+    words = np.array(gpu.words([gpu.Call(its, its.operands(scalars), leaves)])[0])
     table, buffers, ctas, own = [np.array([words.ctypes.data, len(leaves)], np.uint64)], [], 0, len(its.scalars)
     for leaf in leaves:
         rows = rows_of(its, leaf)

@@ -24,7 +24,7 @@ from adamite.engines.leaf_step import Leaf, LeafStep, Place, block_of, kind, res
 from adamite.random_bits import row_major
 
 GROUP = 64
-"""Leaves that are partitioned together, at most."""
+"""Leaves that are partitioned together, at most, unless an engine wants more."""
 
 DEVICE = "adamite_device"
 """The one axis of the mesh on which a device's part is stepped."""
@@ -33,9 +33,11 @@ Engine = Callable[[Any, Sequence[Leaf]], list[tuple[jax.Array, Any]]]
 """``engine(scalars, leaves) -> results``, of leaves on one device."""
 
 
-def run(engine: Engine, step: LeafStep, scalars: Any, leaves: Sequence[Leaf]) -> list[tuple[jax.Array, Any]]:
-    """The leaves after a step by `engine`, each device its own parts."""
-    groups = [leaves[start : start + GROUP] for start in range(0, len(leaves), GROUP)]
+def run(
+    engine: Engine, step: LeafStep, scalars: Any, leaves: Sequence[Leaf], group: int = GROUP
+) -> list[tuple[jax.Array, Any]]:
+    """The leaves after a step by `engine`, each device its own parts, so many leaves together."""
+    groups = [leaves[start : start + group] for start in range(0, len(leaves), group)]
     return [result for group in groups for result in _run(engine, step, scalars, group)]
 
 

@@ -130,7 +130,8 @@ def _on_platform(asked: str, platform: str, step: LeafStep, scalars: Any, leaves
 def _by_partitioner(platform: str, engine: str, step: LeafStep, scalars: Any, leaves: list[Leaf]) -> Results:
     from adamite.engines import partitioned  # imported where it is wanted, as `deferred`: JAX imports much for both
 
-    return partitioned.run(functools.partial(OF_ONE_DEVICE[engine], platform, step), step, scalars, leaves)
+    group = 512 if platform == "cuda" else partitioned.GROUP  # so that leaves of one kernel come together
+    return partitioned.run(functools.partial(OF_ONE_DEVICE[engine], platform, step), step, scalars, leaves, group)
 
 
 def _lowered(asked: str, platform: str, target: Any, step: LeafStep, scalars: Any, leaves: Sequence[Leaf]) -> Results:

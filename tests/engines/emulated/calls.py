@@ -72,6 +72,7 @@ def attributes_of(text, shapes, axes=None):
     return dict(
         text=text,
         grid=np.array([32, 2]),
+        begin=np.int64(1),
         operands=np.int64(2),
         reads=np.array([0, 1]),
         writes=np.array([0, 2, 3]),
@@ -85,7 +86,7 @@ def attributes_of(text, shapes, axes=None):
 
 def words_of(s, origins, axes):
     own = [x for origin, its in zip(origins, axes, strict=True) for x in (origin, *(y for axis in its for y in axis))]
-    return jnp.asarray([99, np.float32(s).view(np.uint32), *own], jnp.uint32)
+    return jnp.asarray([98, 99, np.float32(s).view(np.uint32), *own], jnp.uint32)
 
 
 def call(arguments, results, attributes, aliases):

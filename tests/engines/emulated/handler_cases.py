@@ -168,6 +168,8 @@ def case_bad_calls():
         ("grid must be", given(*good), results, of(grid=[33, 2])),
         ("grid must be", given(*good), results, of(grid=[2048, 2])),
         ("grid must be", given(*good), results, of(grid=[32, 0])),
+        ("begin must be", given(*good), results, of(begin=-1)),
+        ("begin must be", given(*good), results, of(begin=huge)),
         ("operands must be", given(*good), results, of(operands=-1)),
         ("operands must be", given(*good), results, of(operands=huge)),
         ("1 to 32 arrays", given(*good), results, of(sizes=[4] * 33)),
@@ -199,9 +201,9 @@ def case_bad_calls():
         ("too many arguments", given(*good, p), results, of()),
         ("leaf 1: result 2 is missing: too few results", given(*good), results[:-1], of()),
         ("too many results", given(*good), [*results, results[0]], of()),
-        ("must be 4 uint32", [words[:-1], *good], results, of()),
-        ("must be 8 uint32", given(*good), results, of(axes=[0, 2])),
-        ("must be 4 uint32", [words.astype(jnp.int32), *good], results, of()),
+        ("must be 5 uint32 or more", [words[:-1], *good], results, of()),
+        ("must be 9 uint32 or more", given(*good), results, of(axes=[0, 2])),
+        ("must be 5 uint32 or more", [words.astype(jnp.int32), *good], results, of()),
     ]
     launches = emulated.count("Launches")
     for message, arguments, shapes_of, attributes in bad:

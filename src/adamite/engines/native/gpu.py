@@ -7,9 +7,10 @@ their number.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,14 +49,26 @@ def why_not(step: LeafStep, scalars: Any, leaf: Leaf) -> str:
 def run(step: LeafStep, scalars: Any, leaves: Sequence[Leaf]) -> list[tuple[jax.Array, Any]]:
     """The result of each leaf and what the state then holds; `why_not` must have said nothing for any of them."""
     programs = [_program(step, scalars, leaf) for leaf in leaves]
-    results: dict[int, tuple[jax.Array, Any]] = {}
+    calls, members = [], []
     for its in {own.name: own for own in programs}.values():
         operands = its.operands(scalars)
         own = [i for i, other in enumerate(programs) if other.name == its.name]
         for start in range(0, len(own), GROUP):
-            group = own[start : start + GROUP]
-            results |= zip(group, _call(step, its, operands, [leaves[i] for i in group]), strict=True)
+            members.append(own[start : start + GROUP])
+            calls.append(Call(its, operands, [leaves[i] for i in members[-1]]))
+    together, begins = words(calls)
+    results: dict[int, tuple[jax.Array, Any]] = {}
+    for call, begin, own in zip(calls, begins, members, strict=True):
+        results |= zip(own, _call(step, call, together, begin), strict=True)
     return [results[i] for i in range(len(leaves))]
+
+
+class Call(NamedTuple):
+    """Leaves that are stepped by one kernel."""
+
+    program: Program
+    operands: Sequence[jax.Array]
+    leaves: Sequence[Leaf]
 
 
 def _program(step: LeafStep, scalars: Any, leaf: Leaf) -> Program:
@@ -63,19 +76,19 @@ def _program(step: LeafStep, scalars: Any, leaf: Leaf) -> Program:
     return program(step, scalars, leaf, over_gradient=False)
 
 
-def _call(
-    step: LeafStep, its: Program, operands: Sequence[jax.Array], leaves: Sequence[Leaf]
-) -> list[tuple[jax.Array, Any]]:
-    slots, arrays = cuda.slots(its), Arrays(step, words(its, operands, leaves))
+def _call(step: LeafStep, call: Call, together: jax.Array, begin: int) -> list[tuple[jax.Array, Any]]:
+    its, operands, leaves = call
+    slots, arrays = cuda.slots(its), Arrays(step, together)
     for leaf in leaves:
         arrays.add(leaf, its)
     rows = [rows_of(its, leaf) for leaf in leaves]
     sizes = {x.place: SIZES[x.dtype] * (-1 if x.kind == "block" else 1) for x in (*its.inputs, *its.outputs)}
-    call = jax.ffi.ffi_call(TARGET, arrays.shapes, input_output_aliases=arrays.aliases, vmap_method="sequential")
-    results = call(
+    kernel = jax.ffi.ffi_call(TARGET, arrays.shapes, input_output_aliases=arrays.aliases, vmap_method="sequential")
+    results = kernel(
         *arrays.arguments,
         text=cuda.source(its),
         grid=np.array([32 * cuda.WARPS, cuda.WARPS * cuda.TURNS]),
+        begin=np.int64(begin),
         operands=np.int64(len(operands)),
         reads=np.array([slots.index(x.place) for x in its.inputs]),
         writes=np.array([slots.index(x.place) for x in its.outputs]),
@@ -88,18 +101,24 @@ def _call(
     return arrays.stepped(results)
 
 
-def words(its: Program, operands: Sequence[jax.Array], leaves: Sequence[Leaf]) -> jax.Array:
-    """What a kernel knows beside its arrays, uint32: the operands, and how the rows of each leaf lie."""
-    parts: list[Any] = [jnp.stack(operands)] if operands else []
-    known: list[int] = []
-    for leaf in leaves:
-        if leaf.place is None:
-            known.append(0)
-        else:
-            parts += [np.array(known, np.uint32), leaf.place.origin[None]]
-            known = []
-        known += [x % 2**32 for axis in rows_of(its, leaf).axes for x in axis]
-    return jnp.concatenate([*parts, np.array(known, np.uint32)])
+def words(calls: Sequence[Call]) -> tuple[jax.Array, list[int]]:
+    """What kernels know beside their arrays, uint32, in one array for all calls; and where that of each call begins.
+
+    Of each call the operands, and of each of its leaves the number of the first element and how the rows lie.
+    """
+    parts: list[Any] = []
+    begins, count = [], 0
+    for its, operands, leaves in calls:
+        begins.append(count)
+        own: list[Any] = [*operands]
+        for leaf in leaves:
+            own.append(0 if leaf.place is None else leaf.place.origin)
+            own += [x % 2**32 for axis in rows_of(its, leaf).axes for x in axis]
+        parts += own
+        count += len(own)
+    runs = [(computed, list(own)) for computed, own in itertools.groupby(parts, lambda x: isinstance(x, jax.Array))]
+    arrays = [jnp.stack(own) if computed else np.array(own, np.uint32) for computed, own in runs]
+    return jnp.concatenate(arrays), begins
 
 
 @functools.cache
