@@ -41,9 +41,9 @@ from sass import report, time_of_issue
 import adamite
 from adamite.core.tree_pass import TreePass
 from adamite.engines import Leaf
+from adamite.engines.native import gpu as gpu_engine
 from adamite.engines.native.cuda import source
 from adamite.engines.native.program import BLOCK, Program
-from adamite.engines.native.tracing import program
 
 HERE = pathlib.Path(__file__).parent
 COMMITTED = HERE / "results" / "gpu-compiler.json"
@@ -132,14 +132,14 @@ def compile_step(row: Row, shapes: list[tuple[int, ...]], here: NamedSharding) -
     }
 
 
-def program_of(moments: str, rounding: str | None, way: str) -> Program:
+def step_of(moments: str, rounding: str | None, way: str) -> Program:
     """What a step of one leaf does, as kernels are printed from it."""
     tx: Any = adamite.adamw(3e-4, weight_decay=0.1, moments=moments, rounding=rounding)
     p = jnp.zeros((32, 256), jnp.bfloat16 if rounding else jnp.float32)
     scalars, (stored,) = tx.part.begin({"leaf": p}, tx.init({"leaf": p}), {"leaf": p})
     run = TreePass(tx.part)
     step = run.to_weights if way == "step" else run.to_updates
-    return program(step, scalars, Leaf(0, p, p, stored, run.rounded_to(step, p, p)))
+    return gpu_engine.program_of(step, scalars, Leaf(0, p, p, stored, run.rounded_to(step, p, p)))
 
 
 def compile_kernel(own: Program) -> dict[str, Any]:
@@ -203,9 +203,9 @@ def main() -> None:
                 )
     print(f"\n{KERNELS:56}{'moved':>8}{'registers':>11}{'spilled':>9}{'instructions':>14}{'issue':>7}{'compile':>10}")
     for (moments, rounding), way in itertools.product(FORMATS, WAYS):
-        name = f"{_named(moments, rounding)}, {way}"
+        name = f"kernel: {_named(moments, rounding)}, {way}"
         if options.only in name:
-            figures = compile_kernel(program_of(moments, rounding, way))
+            figures = compile_kernel(step_of(moments, rounding, way))
             keep(KERNELS, name, figures)
             print(
                 f"{name:56}{figures['moved']:8.2f}{figures['registers']:11}{figures['spilled bytes']:9}"

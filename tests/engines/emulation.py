@@ -62,7 +62,7 @@ def step_group(its, scalars, leaves, flush=True):
 
 def run(step, scalars, leaves, flush=True):
     """As `gpu.run`."""
-    programs = [gpu._program(step, scalars, leaf) for leaf in leaves]
+    programs = [gpu.program_of(step, scalars, leaf) for leaf in leaves]
     results = [None] * len(leaves)
     for its in {own.name: own for own in programs}.values():
         members = [i for i, other in enumerate(programs) if other.name == its.name]

@@ -181,24 +181,24 @@ def test_float16(rounding, moments):
 def test_what_no_kernel_does_is_said():
     step, scalars, leaf = leaf_of(own_rule(lambda g, m: jax.lax.lgamma(g) + m), (300,))
     with pytest.raises(UnsupportedError, match="no kernel does lgamma of float32"):
-        cuda.source(gpu._program(step, scalars, leaf))
+        cuda.source(gpu.program_of(step, scalars, leaf))
     tx = adamite.adam(1e-2, moments=storage.Blockwise(block=128))
     step, scalars, leaf = leaf_of(tx, (64, 256))
     with pytest.raises(UnsupportedError, match="its blocks have 128 elements, and kernels are for 256"):
-        cuda.source(gpu._program(step, scalars, leaf))
+        cuda.source(gpu.program_of(step, scalars, leaf))
 
 
 def test_another_setting_is_the_same_text():
     texts = set()
     for rate, b2 in ((1e-2, 0.999), (3e-4, 0.95)):
         step, scalars, leaf = leaf_of(adamite.adamw(rate, b2=b2, moments="int8"), (64, 256))
-        texts.add(cuda.source(gpu._program(step, scalars, leaf)))
+        texts.add(cuda.source(gpu.program_of(step, scalars, leaf)))
     assert len(texts) == 1
 
 
 def test_an_update_does_not_lie_over_the_gradient():
     step, scalars, leaf = leaf_of(ADAMW(moments="int8"), (64, 256), result="update")
-    its = gpu._program(step, scalars, leaf)
+    its = gpu.program_of(step, scalars, leaf)
     assert its.outputs[0].place == -1
     before = np.array(leaf.g)
     step_group(its, scalars, [leaf])

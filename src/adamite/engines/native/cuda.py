@@ -12,6 +12,7 @@ import pathlib
 from collections.abc import Iterator
 
 from adamite.engines.native.cuda_expressions import SIZES, c_type, expression
+from adamite.engines.native.cuda_tables import Tables
 from adamite.engines.native.lowering import lower
 from adamite.engines.native.nodes import Node
 from adamite.engines.native.phases import depends_on_place, phases, reduces
@@ -23,9 +24,10 @@ WARPS = 8
 """Of a CTA."""
 TURNS = 4
 """Blocks that a warp steps, one after the other."""
+CTAS = 3
+"""That a multiprocessor holds at once, at least: the compiler then has registers enough, and puts none into memory."""
 NAME = "adamite_step"
 """Of the kernel."""
-PAIRS = {1: "U1", 2: "U2"}
 RAW = {4: "unsigned", 2: "unsigned short", 1: "unsigned char"}
 
 
@@ -62,7 +64,7 @@ class _Printer:
         self.reductions = [node for node in self.nodes.values() if reduces(node)]
         if unknown := {node.operation for node in self.reductions} - {"reduce_magnitude"}:
             raise UnsupportedError(f"no kernel does {', '.join(sorted(unknown))}")
-        self.tables = self.pair_tables()
+        self.tables = Tables(self.nodes)
         self.carried = self.find_carried()
 
     def take_last_rounding(self) -> set[int]:
@@ -79,17 +81,6 @@ class _Printer:
                 packed.add(k)
         return packed
 
-    def pair_tables(self) -> dict[str, tuple[str, int]]:
-        """Functions of an integer of few values: where they stand. Two of one integer are read together."""
-        tables: dict[str, tuple[str, int]] = {}
-        count: dict[str, int] = {}
-        for node in self.nodes.values():
-            if node.operation == "table":
-                of = node.arguments[0]
-                k = count[of] = count.get(of, -1) + 1
-                tables[node.name] = (f"{of}_{k // 2}", k % 2)
-        return tables
-
     def find_carried(self) -> set[str]:
         """Values of elements that a later phase needs, or a reduction."""
         carried = set()
@@ -103,8 +94,8 @@ class _Printer:
         program, nodes = self.program, self.nodes.values()
         yield f"#define ARRAYS {len(self.slots)}\n#define RUN {self.run}\n#define WARPS {WARPS}\n#define TURNS {TURNS}"
         yield PRELUDE.read_text()
-        yield from self.constant_tables()
-        yield f'extern "C" __global__ void __launch_bounds__(32 * WARPS) {NAME}(PARAMETER(Table) table) {{'
+        yield from self.tables.constants()
+        yield f'extern "C" __global__ void __launch_bounds__(32 * WARPS, {CTAS}) {NAME}(PARAMETER(Table) table) {{'
         yield "  const unsigned cta = blockIdx.x, lane = threadIdx.x & 31, warp = threadIdx.x >> 5;"
         yield "  const Leaf& leaf = leaf_of(table, cta);"
         yield "  [[maybe_unused]] const unsigned number = leaf.number;"
@@ -113,11 +104,7 @@ class _Printer:
             word = f"table.words[{k}]"
             kind = c_type(dtype)
             yield f"  [[maybe_unused]] const {kind} s{k} = {f'__uint_as_float({word})' if kind == 'float' else word};"
-        for table, names in self.tables_with_names():
-            length = len(self.nodes[names[0]].table)
-            yield f"  SHARED_TABLE({PAIRS[len(names)]}, {length}, table_{table}, from_{table})"
-        if self.tables:
-            yield "  __syncthreads();"
+        yield from self.tables.shared()
         moving = depends_on_place(self.nodes)
         yield from ("  " + self.define(n) for n in nodes if n.kind == "scalar" and n.name not in moving)
         yield "#pragma unroll 1"
@@ -134,22 +121,8 @@ class _Printer:
                 if n.kind == "block" and self.phase[n.name] == phase and not reduces(n):
                     yield "    " + self.define(n)
             yield from self.loop(phase)
-        yield from self.block_stores()
+        yield from self.stores()
         yield "  }\n}\n"
-
-    def constant_tables(self) -> Iterator[str]:
-        """Tables of pairs of words."""
-        for table, names in self.tables_with_names():
-            rows = [_words(self.nodes[name]) for name in names]
-            entries = ", ".join(f"{{{', '.join(words)}}}" for words in zip(*rows, strict=True))
-            yield f"__device__ const {PAIRS[len(names)]} from_{table}[{len(rows[0])}] = {{{entries}}};"
-
-    def tables_with_names(self) -> list[tuple[str, list[str]]]:
-        """The tables, and the values in each."""
-        found: dict[str, list[str]] = {}
-        for name, (table, _) in self.tables.items():
-            found.setdefault(table, []).append(name)
-        return list(found.items())
 
     def array(self, x: Input) -> str:
         """The first byte of an array of the leaf."""
@@ -227,7 +200,7 @@ class _Printer:
         for n in reductions:
             yield f"    const float {n.name} = largest_in_warp(r_{n.name});"
         for k, x in stores:
-            yield from self.store(k, x)
+            yield from self.pack(k, x)
 
     def reduce_ragged(self, reductions: list[Node]) -> Iterator[str]:
         """The same of a block that is not whole: what is not there does not count."""
@@ -241,8 +214,8 @@ class _Printer:
         yield "      }"
         yield "    }"
 
-    def store(self, k: int, x: Input) -> Iterator[str]:
-        """Store an output of elements."""
+    def pack(self, k: int, x: Input) -> Iterator[str]:
+        """Put the elements of an output into words."""
         size = SIZES[x.dtype]
         count = self.words(size)
 
@@ -256,36 +229,35 @@ class _Printer:
             word = f"pack_bf16({parts})" if k in self.packed else f"join_upper({parts})"
         else:
             word = f"pack_f16({parts})" if x.dtype == "float16" else f"join({parts})"
+        yield f"    Words<{count}> q{k}[EACH / RUN];"
         yield "#pragma unroll"
         yield "    for (int t = 0; t < EACH / RUN; ++t) {"
-        yield f"      unsigned w[{count}];"
         yield "#pragma unroll"
-        yield f"      for (int k = 0; k < {count}; ++k) w[k] = {word};"
-        yield "      const int e = (t * 32 + lane) * RUN;"
-        yield f"      char* p = {self.array(x)} + (at.element + e) * {size};"
-        yield f"      if (at.full) store<{count}>(p, w);"
-        yield f"      else store_some<{count}, {RAW[size]}>(p, w, at.valid - e);"
+        yield f"      for (int k = 0; k < {count}; ++k) q{k}[t].w[k] = {word};"
         yield "    }"
 
-    def block_stores(self) -> Iterator[str]:
-        """Store what there is one of for each block, when all lanes have read what it replaces."""
-        stores = [(x, value) for x, value in zip(self.program.outputs, self.values, strict=True) if x.kind == "block"]
-        if stores:
+    def stores(self) -> Iterator[str]:
+        """Store all outputs. Those of which there is one for each block replace what all lanes have read before."""
+        elements = [(k, x, SIZES[x.dtype]) for k, x in enumerate(self.program.outputs) if x.kind == "element"]
+        yield "#pragma unroll"
+        yield "    for (int t = 0; t < EACH / RUN; ++t) {"
+        yield "      const int e = (t * 32 + lane) * RUN;"
+        yield "      if (at.full) {"
+        for k, x, size in elements:
+            yield f"        store<{self.words(size)}>({self.array(x)} + (at.element + e) * {size}, q{k}[t].w);"
+        yield "      } else {"
+        for k, x, size in elements:
+            place = f"{self.array(x)} + (at.element + e) * {size}"
+            yield f"        store_some<{self.words(size)}, {RAW[size]}>({place}, q{k}[t].w, at.valid - e);"
+        yield "      }"
+        yield "    }"
+        blocks = [(x, value) for x, value in zip(self.program.outputs, self.values, strict=True) if x.kind == "block"]
+        if blocks:
             yield "    meet();"
-        for x, value in stores:
+        for x, value in blocks:
             yield f"    if (lane == 0) (({c_type(x.dtype)}*)({self.array(x)}))[block] = {value};"
 
     def define(self, node: Node) -> str:
         """The definition of a value."""
-        kind = c_type(node.dtype)
-        if node.operation != "table":
-            return f"const {kind} {node.name} = {expression(node, self.nodes)};"
-        table, which = self.tables[node.name]
-        index = node.arguments[0] if node.types[0] == "int32" else f"(unsigned char){node.arguments[0]}"
-        word = f"table_{table}[{index}].{'xy'[which]}"
-        return f"const {kind} {node.name} = {f'__uint_as_float({word})' if kind == 'float' else f'(int){word}'};"
-
-
-def _words(node: Node) -> list[str]:
-    """A table as words."""
-    return [f"{x[1:] if x.startswith('#') else int(x) % 2**32}u" for x in node.table]
+        value = self.tables.look_up(node) if node.operation == "table" else expression(node, self.nodes)
+        return f"const {c_type(node.dtype)} {node.name} = {value};"

@@ -38,7 +38,7 @@ def why_not(step: LeafStep, scalars: Any, leaf: Leaf) -> str:
     if reason := unserved(step, leaf, DTYPES) or _refused():
         return reason
     try:
-        its = _program(step, scalars, leaf)
+        its = program_of(step, scalars, leaf)
         cuda.source(its)
     except UnsupportedError as error:
         return str(error)
@@ -48,7 +48,7 @@ def why_not(step: LeafStep, scalars: Any, leaf: Leaf) -> str:
 
 def run(step: LeafStep, scalars: Any, leaves: Sequence[Leaf]) -> list[tuple[jax.Array, Any]]:
     """The result of each leaf and what the state then holds; `why_not` must have said nothing for any of them."""
-    programs = [_program(step, scalars, leaf) for leaf in leaves]
+    programs = [program_of(step, scalars, leaf) for leaf in leaves]
     calls, members = [], []
     for its in {own.name: own for own in programs}.values():
         operands = its.operands(scalars)
@@ -71,7 +71,7 @@ class Call(NamedTuple):
     leaves: Sequence[Leaf]
 
 
-def _program(step: LeafStep, scalars: Any, leaf: Leaf) -> Program:
+def program_of(step: LeafStep, scalars: Any, leaf: Leaf) -> Program:
     """The step of a leaf. An update does not lie over the gradient: where that is an argument, XLA would copy it."""
     return program(step, scalars, leaf, over_gradient=False)
 
