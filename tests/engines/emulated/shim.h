@@ -21,7 +21,7 @@ struct alignas(16) U4 { unsigned x, y, z, w; };
 struct alignas(8) U2 { unsigned x, y; };
 struct U1 { unsigned x; };
 struct Dim { unsigned x; };
-static thread_local Dim blockIdx, threadIdx;
+[[maybe_unused]] static thread_local Dim blockIdx, threadIdx;
 
 template <class To, class From>
 INLINE To bits_as(From x) {
