@@ -19,7 +19,10 @@ HERE = pathlib.Path(__file__).parent / "emulated"
 FOLDER = tempfile.TemporaryDirectory(prefix="adamite-emulated-")
 LEAVES = 128
 """Of one launch, at most."""
-FLAGS = ["-std=c++17", "-shared", "-fPIC", "-ffp-contract=off", "-Wall", "-Werror", "-Wno-unknown-pragmas"]
+FLAGS = [
+    *("-std=c++17", "-shared", "-fPIC", "-ffp-contract=off", "-Wall", "-Werror", "-Wno-unknown-pragmas"),
+    *("-fsanitize=alignment", "-fsanitize-undefined-trap-on-error"),  # a vector that is not aligned ends the process
+]
 
 _libraries = {}
 

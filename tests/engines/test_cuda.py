@@ -13,6 +13,7 @@ import pytest
 import adamite
 from adamite import storage
 from adamite.core import Rule, chain, from_rule
+from adamite.engines import Leaf, LeafStep
 from adamite.engines.choice import may_have_kernel
 from adamite.engines.leaf_step import Place
 from adamite.engines.native import cuda, gpu
@@ -160,6 +161,9 @@ OPERATIONS = {
     "rounding": lambda g, m: jnp.floor(g) + jnp.ceil(m) + jnp.round(4 * g) / 4,
     "sigmoid": lambda g, m: jax.nn.sigmoid(g) * jax.lax.rsqrt(m * m + 1e-3),
     "integers": lambda g, m: (g * 100).astype(jnp.int32).astype(jnp.float32) / 100 + m,
+    "narrow integers": lambda g, m: (
+        sum((3e4 * g).astype(x).astype(jnp.float32) for x in ("int8", "uint8", "int16")) + m
+    ),
     "float16": lambda g, m: (g.astype(jnp.float16) * m.astype(jnp.float16)).astype(jnp.float32),
     "bfloat16": lambda g, m: (g.astype(jnp.bfloat16) + m.astype(jnp.bfloat16)).astype(jnp.float32),
 }
@@ -171,16 +175,25 @@ class Own(NamedTuple):
     mu: Any
 
 
-def own_rule(operation, moments="float32"):
+def own_rule(operation, moments="float32", start=0.0):
     """An optimizer of which adamite knows nothing."""
 
     def step(scalars, g, m):
         del scalars
-        m = 0.9 * m + 0.1 * g
+        m = start + 0.9 * m + 0.1 * g
         return operation(g, m), m
 
     rule = Rule(lambda: (), step)
     return chain(from_rule(rule, Own, {"mu": storage.Dense()}, moments), adamite.scale_by_learning_rate(0.1))
+
+
+def test_what_is_not_there_does_not_count():
+    """A moment that is large where nothing is: the largest of a block is that of its elements."""
+    tx, shapes = own_rule(lambda g, m: m, "int8", start=1.0), [(20, 300)]
+    params, grads = [jnp.ones(shape) for shape in shapes], [jnp.full(shape, -9.0) for shape in shapes]
+    state = tx.init(params)
+    ours, theirs = by_emulation(tx, params, grads, state), by_xla(tx, params, grads, state)
+    np.testing.assert_array_equal(ours[1][0].mu.scales[0], theirs[1][0].mu.scales[0])
 
 
 @pytest.mark.parametrize("moments", ["float32", "int8"])
@@ -204,6 +217,16 @@ def test_float16(rounding, moments):
     state = tx.init(params)
     for result in ("weights", "update"):
         assert_same_bits(*(by(tx, params, grads, state, result) for by in (by_emulation, by_xla)))
+
+
+def test_what_is_asked_of_a_blocks_first_element():
+    def update(scalars, number, index, g, p, stored):
+        first = (index() * jnp.uint32(3) + jnp.uint32(5))[:1]
+        return g + first.astype(jnp.int32).astype(jnp.float32), stored
+
+    step = LeafStep(update, ends_with_weights=False)
+    ((u, _),) = run(step, (), [Leaf(0, jnp.zeros((4, 512)), None, (), jnp.dtype("float32"))])
+    np.testing.assert_array_equal(u, 5 + 3 * 256 * np.repeat(np.arange(8), 256).reshape(4, 512))
 
 
 def test_what_no_kernel_does_is_said():

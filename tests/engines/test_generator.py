@@ -56,6 +56,32 @@ def test_half_a_product_is_of_numbers_that_are_short_enough(times, factor, halve
     assert ("half_product" in found) == halves
 
 
+def float_bits(x):
+    return f"#{int(jnp.float32(x).view(jnp.uint32))}"
+
+
+@pytest.mark.parametrize(("least", "most", "plain"), [(1e-20, 1.0, True), (1e-35, 1.0, False), (1e-20, 1e31, False)])
+def test_a_root_needs_no_care_only_within_limits(least, most, plain):
+    found = lowered(
+        "float32",
+        "float32",
+        ("max", ("i0", float_bits(least))),
+        ("lt", ("v0", float_bits(most))),
+        ("select_n", ("v1", float_bits(most), "v0")),
+        ("sqrt", ("v2",)),
+    )
+    assert found[-1] == ("sqrt_of_normal" if plain else "sqrt")
+
+
+@pytest.mark.parametrize(("least", "left"), [(1.0, 1), (2.0, 1), (3.0, 2)])
+def test_a_number_is_not_limited_to_what_it_is_within(least, left):
+    """It is at most 5, and not NaN; and at least 2."""
+    five = float_bits(5.0)
+    limited = ("max", ("v1", float_bits(2.0))), ("max", ("v2", float_bits(least)))
+    found = lowered("float32", "float32", ("lt", ("i0", five)), ("select_n", ("v0", five, "i0")), *limited)
+    assert found.count("larger_than") == left
+
+
 def program_of(setting, constant):
     """The program of ``u = setting g + constant``, of which only the constant belongs to a format."""
 
