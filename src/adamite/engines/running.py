@@ -162,7 +162,7 @@ def _by_parts(platform: str, name: str, step: LeafStep, scalars: Any, leaves: li
         leaves,
         ["whole" if sharded.sharding_of(leaf) is None else "spread" for leaf in leaves],
         whole=functools.partial(engine, scalars),
-        spread=lambda own: [sharded.run(engine, step, scalars, leaf) for leaf in own],
+        spread=functools.partial(sharded.run, engine, step, scalars),
     )
 
 

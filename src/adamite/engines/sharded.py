@@ -72,34 +72,54 @@ def cut_blocks(step: LeafStep, leaf: Leaf, sharding: Any) -> str:
     return ""
 
 
-def run(engine: Engine, step: LeafStep, scalars: Any, leaf: Leaf) -> tuple[jax.Array, Any]:
-    """The leaf after a step by `engine`, each device its own part."""
-    own: Any = sharding_of(leaf)
-    spec, shape = _spec(own, leaf.g.ndim), leaf.g.shape
-    arrays, form = jax.tree.flatten((leaf.g, leaf.p, leaf.stored))
-    specs = [PartitionSpec() if kind(x, leaf.g, step.block) == "all" else PartitionSpec(*own.spec) for x in arrays]
+def run(engine: Engine, step: LeafStep, scalars: Any, leaves: Sequence[Leaf]) -> list[tuple[jax.Array, Any]]:
+    """The leaves after a step by `engine`, each device its own parts. Those of one mesh are stepped together."""
+    meshes = [sharding_of(leaf).mesh for leaf in leaves]  # pyright: ignore[reportOptionalMemberAccess]  # all have one
+    done: dict[int, tuple[jax.Array, Any]] = {}
+    for mesh in dict.fromkeys(meshes):
+        own = [i for i, other in enumerate(meshes) if other == mesh]
+        done |= zip(own, _on_mesh(mesh, engine, step, scalars, [leaves[i] for i in own]), strict=True)
+    return [done[i] for i in range(len(leaves))]
+
+
+def _on_mesh(
+    mesh: Any, engine: Engine, step: LeafStep, scalars: Any, leaves: Sequence[Leaf]
+) -> list[tuple[jax.Array, Any]]:
+    shardings: list[Any] = [sharding_of(leaf) for leaf in leaves]
+    in_specs: list[PartitionSpec] = []
+    out_specs: list[PartitionSpec] = []
+    for leaf, own in zip(leaves, shardings, strict=True):
+        specs = [
+            PartitionSpec() if kind(x, leaf.g, step.block) == "all" else PartitionSpec(*own.spec) for x in leaf.arrays
+        ]
+        in_specs += specs
+        out_specs += [specs[0], *specs[len(specs) - len(leaf.kept) :]]
     numbers, put = split(scalars)
+    arrays, form = jax.tree.flatten([(leaf.g, leaf.p, leaf.stored) for leaf in leaves])
 
     def local(values: Sequence[jax.Array], *parts: jax.Array) -> list[jax.Array]:
-        g, p, stored = form.unflatten(parts)
-        origin = jnp.uint32(0)
-        for axis, stride in enumerate(row_major(shape)):
-            if spec[axis]:
-                number = jax.lax.axis_index(spec[axis]).astype(jnp.uint32)
-                origin += number * jnp.uint32(g.shape[axis] * stride % 2**32)
-        part = leaf._replace(g=g, p=p, stored=stored, place=Place(shape, origin), sharding=None)
-        return jax.tree.leaves(engine(put(values), [part]))
+        own_leaves = []
+        for leaf, own, (g, p, stored) in zip(leaves, shardings, form.unflatten(parts), strict=True):
+            place = Place(leaf.g.shape, _origin(own, leaf.g.shape, g.shape))
+            own_leaves.append(leaf._replace(g=g, p=p, stored=stored, place=place, sharding=None))
+        return jax.tree.leaves(engine(put(values), own_leaves))
 
     # Pallas's interpreter does not type what differs between devices.
     mapped = jax.shard_map(
-        local,
-        mesh=own.mesh,
-        in_specs=(PartitionSpec(), *specs),
-        out_specs=[specs[0], *specs[len(specs) - len(leaf.kept) :]],
-        check_vma=False,
+        local, mesh=mesh, in_specs=(PartitionSpec(), *in_specs), out_specs=out_specs, check_vma=False
     )
-    first, *kept = mapped(numbers, *arrays)
-    return first, jax.tree.unflatten(jax.tree.structure(leaf.stored), kept)
+    new = iter(mapped(numbers, *arrays))
+    return [(next(new), jax.tree.map(lambda _: next(new), leaf.stored)) for leaf in leaves]
+
+
+def _origin(sharding: Any, shape: tuple[int, ...], part: tuple[int, ...]) -> jax.Array:
+    """The number in the leaf of the first element that this device has, uint32."""
+    spec, origin = _spec(sharding, len(shape)), jnp.uint32(0)
+    for axis, stride in enumerate(row_major(shape)):
+        if spec[axis]:
+            number = jax.lax.axis_index(spec[axis]).astype(jnp.uint32)
+            origin += number * jnp.uint32(part[axis] * stride % 2**32)
+    return origin
 
 
 def _shown(x: Any) -> NamedSharding | None:
