@@ -13,8 +13,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest --dist worksteal -n $(shell $(PYTHON) -c 'import os; print(min(os.cpu_count() + 1, 8))')
 
 .PHONY: help train test test-more test-all mutants lint types examples bench bench-engines bench-lean bench-codes \
-  bench-memory bench-scale bench-loops bench-guards bench-compile bench-checkpoint tpu-check gpu-check multihost docs parity \
-  lock clean
+  bench-memory bench-scale bench-loops bench-guards bench-compile bench-checkpoint tpu-check gpu-check gpu multihost docs \
+  parity lock clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 20
@@ -161,6 +161,10 @@ GPU := JAX_PLATFORMS=cpu PYTHONPATH=$(CURDIR)/$(VENV)/gpu-compiler $(BIN)/python
 # All of it (5 minutes): make gpu-check ARGS="--out benchmarks/results/gpu-compiler.json"
 gpu-check: $(VENV)/gpu-compiler  ## what compilers make of a step on an H100: bytes, launches, instructions; needs no GPU (2 minutes)
 	$(GPU) benchmarks/gpu_compiler.py $(or $(ARGS),--check)
+
+# It installs nothing: PYTHON has JAX for CUDA, and Optax. As JSON and picture into benchmarks/results.
+gpu:  ## bits, races and speed of the kernels on an NVIDIA GPU, within 5 minutes; ARGS=--emulated rehearses it without one
+	$(PYTHON) benchmarks/gpu.py $(ARGS)
 
 lock:  ## write requirements.lock anew (needs uv)
 	$(PYTHON) .ci/lock.py
