@@ -36,6 +36,9 @@ from adamite.storage.dense import Dense
 
 SIGNED, ROOTED, FLOAT8 = CubicSigned(), CubicUnsigned(), UE5M3()
 
+APART = 157 << 24
+"""157/256 of 2^32, near the golden section: neighbours are far apart, and 256 elements come round."""
+
 
 class Quantized(NamedTuple):
     """A moment in blocks: of a leaf, or of a whole tree of them.
@@ -119,9 +122,7 @@ class Blockwise:
         empty = scales < jnp.finfo(jnp.float32).smallest_normal
         z = x * _spread(jnp.where(empty, 0.0, 1 / scales), x.shape[-1])
         scales = jnp.where(empty, 1.0, scales)
-        r = HALF
-        if self.seed is not None and self.unsigned:
-            r = _spread(random_r(_of_blocks(bits(), scales)), x.shape[-1])
+        r = random_r(_within_blocks(bits(), scales)) if self.seed is not None and self.unsigned else HALF
         code = self._code(stored.codes.dtype)
         return Quantized(ROOTED.encode_root(z, r) if code is ROOTED else code.encode(z, r), scales)
 
@@ -156,10 +157,15 @@ def _spread(scales: jax.Array, n: int) -> jax.Array:
     return wide.reshape(*scales.shape[:-1], blocks * block)[..., :n]
 
 
-def _of_blocks(bits: jax.Array, scales: jax.Array) -> jax.Array:
-    """The random bits of the first element of each block."""
-    blocks = scales.shape[-1]
-    return bits[..., :1] if blocks == 1 else bits[..., :: _block(bits.shape[-1], blocks)]
+def _within_blocks(bits: jax.Array, scales: jax.Array) -> jax.Array:
+    """Random bits for each element, of which only the first of each block are drawn.
+
+    The others are as far behind as the elements are, times `APART`: every 256 elements have numbers evenly spread. Each
+    is as random as the first; what a block is rounded by in all hardly differs from its mean.
+    """
+    n, blocks = bits.shape[-1], scales.shape[-1]
+    first = bits[..., :1] if blocks == 1 else bits[..., :: _block(n, blocks)]
+    return _spread(first, n) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, bits.ndim - 1) * jnp.uint32(APART)
 
 
 def _largest(x: jax.Array, blocks: int) -> jax.Array:
