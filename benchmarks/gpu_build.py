@@ -1,6 +1,7 @@
 """What `make gpu` builds and installs nowhere: the part of adamite-native that is for GPUs, in a temporary folder.
 
-The package is the real one, with a library of three files and an empty list of kernels for CPUs.
+The package is the real one, with a library of three files and a custom call for CPUs that has no kernels: where a step
+is traced for an unknown platform, the engine of each platform is asked.
 """
 
 import json
@@ -12,6 +13,12 @@ from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SOURCES = ("gpu.cc", "gpu_kernels.cc", "cuda.cc")
+FOR_CPUS = """
+#include "xla/ffi/api/ffi.h"
+static xla::ffi::Error Step() { return xla::ffi::Error(xla::ffi::ErrorCode::kUnimplemented, "there are no kernels"); }
+extern "C" XLA_FFI_Error* AdamiteStep(XLA_FFI_CallFrame*);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(AdamiteStep, Step, xla::ffi::Ffi::Bind());
+"""
 EMULATION = ROOT / "tests" / "engines"
 
 
@@ -31,11 +38,17 @@ def build(folder: pathlib.Path, *, emulated: bool) -> dict[str, str]:
     """
     import jax
 
+    sys.path.insert(0, str(ROOT / "src"))
+    import adamite
+
     package = folder / "adamite_native"
     shutil.copytree(ROOT / "native" / "src" / "adamite_native", package, ignore=shutil.ignore_patterns("__pycache__"))
-    (package / "kernels.json").write_text(json.dumps({"built_with": {}, "kernels": {}}))
-    flags = ["g++", "-O1", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-isystem", jax.ffi.include_dir()]
-    objects = {folder / f"{name}.o": [*flags, "-c", str(ROOT / "native" / "cpp" / name)] for name in SOURCES}
+    versions = {"adamite": adamite.__version__, "jax": jax.__version__}
+    (package / "kernels.json").write_text(json.dumps({"built_with": versions, "kernels": {}}))
+    (folder / "step.cc").write_text(FOR_CPUS)
+    flags = ["g++", "-O1", "-std=c++17", "-fPIC", "-isystem", jax.ffi.include_dir(), "-c"]
+    files = [folder / "step.cc", *(ROOT / "native" / "cpp" / name for name in SOURCES)]
+    objects = {folder / f"{file.name}.o": [*flags, str(file)] for file in files}
     running = [
         subprocess.Popen([*command, "-o", str(out)], stderr=subprocess.PIPE, text=True)
         for out, command in objects.items()
@@ -54,10 +67,12 @@ def emulate() -> None:
     from adamite.engines import choice, running
     from adamite.engines.native import gpu
 
+    def for_all(platform: str) -> Any:
+        del platform
+        return gpu
+
     _emulated().register(gpu.TARGET)
-    gpu._refused = lambda: ""
-    for module in (choice, running):
-        module.native = lambda _: gpu
+    choice.native = running.native = for_all
 
 
 def _emulated() -> Any:

@@ -147,7 +147,7 @@ class Speeds:
         tx, dtype = adamw(its.format)
         tx = optax.adamw(3e-4, weight_decay=0.1) if its.engine == "optax" else tx
         grads = self.grads(its.tree, dtype)
-        held = [[jnp.ones(g.shape, dtype) for g in grads]]
+        held: list[Any] = [[jnp.ones(g.shape, dtype) for g in grads]]
         held.append(tx.init(held[0]))
         moved = bytes_of(tx, its, held, grads)
 

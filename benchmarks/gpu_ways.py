@@ -204,8 +204,8 @@ def ways(record: Record, share: float) -> None:
     """All of that."""
     for name in RACES[: 1 if record.emulated else None]:
         for result in ("weights", "update"):
-            make = functools.partial(races, name, result, record.emulated)
-            tell(record, record.attempt("races", f"{name}, {result}", make, share=share, needs=6))
+            again = functools.partial(races, name, result, record.emulated)
+            tell(record, record.attempt("races", f"{name}, {result}", again, share=share, needs=6))
     settings: dict[str, Setting] = {}
     for name in WAYS[-1:] if record.emulated else WAYS:
         for kind, run in KINDS.items():

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import adamite
 from adamite.core.tree_pass import TreePass
@@ -385,3 +386,16 @@ def test_a_step_is_exported():
     one_device = {name: x for name, x in os.environ.items() if name != "XLA_FLAGS"} | {"JAX_NUM_CPU_DEVICES": "1"}
     done = subprocess.run([sys.executable, "-c", EXPORTED], capture_output=True, text=True, check=True, env=one_device)
     assert done.stdout.split() == ["refused", "True", "True"]
+
+
+def test_one_optimizer_under_meshes_of_several_kinds():
+    """What was traced under one is not computed under another."""
+    tx, p = ADAMW(moments="int8", rounding="residual8"), [jnp.ones((64, 512), jnp.bfloat16)]
+    steps = []
+    for kind in (AxisType.Auto, AxisType.Explicit, AxisType.Auto):
+        mesh = jax.make_mesh((1,), ("x",), devices=jax.devices()[:1], axis_types=(kind,))
+        with jax.set_mesh(mesh):
+            own = jax.device_put(p, NamedSharding(mesh, PartitionSpec("x")))
+            steps.append(jax.jit(lambda p, s: tx.step(p, s, p, engine="native"))(own, tx.init(own)))
+    assert_same_bits(steps[0], steps[1])
+    assert_same_bits(steps[0], steps[2])

@@ -26,7 +26,8 @@ def program(step: LeafStep, scalars: Any, leaf: Leaf, *, over_gradient: bool = T
     numbers, structure = jax.tree.flatten(scalars)
     kept = tuple((jnp.result_type(x), _is_weak(x)) if isinstance(x, jax.Array) else x for x in numbers)
     tile = _tile(step, leaf, over_gradient)
-    key = "program", structure, tuple((type(x), x) for x in kept), tile
+    mesh = jax.sharding.get_abstract_mesh()  # what is traced under one cannot be computed under another
+    key = "program", structure, tuple((type(x), x) for x in kept), tile, mesh
     if key not in step.programs:
         step.programs[key] = _trace(step, structure, kept, tile)
     return step.programs[key]
