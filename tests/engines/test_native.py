@@ -186,26 +186,36 @@ def test_a_nan_makes_its_block_nan_and_no_other():
             np.testing.assert_array_equal(np.isnan(moment.scales[0]), wanted)
 
 
-@pytest.mark.parametrize("moments", ["float32", "int8"])
-def test_trajectories_stay_with_xlas_program(moments):
-    """In one program XLA rounds a product and a sum once; codes then differ at ties only."""
-    tx = ADAMW(moments=moments)
+def test_trajectories_stay_with_xlas_program():
+    """In one program XLA rounds a product and a sum once."""
+    tx = ADAMW()
     params = normal([(64, 300)], jnp.float32, 0)
-    state = tx.init(params)
-    kernels, xla = (jax.jit(functools.partial(step, tx), donate_argnums=(0, 2)) for step in (by_kernels, by_xla))
-    ours, theirs = jax.tree.map(jnp.copy, ((params, state), (params, state)))
+    ours = theirs = params, tx.init(params)
+    kernels, xla = (jax.jit(functools.partial(step, tx)) for step in (by_kernels, by_xla))
     for seed in range(200):
         grads = normal([(64, 300)], jnp.float32, seed + 1)
         ours, theirs = kernels(ours[0], grads, ours[1]), xla(theirs[0], grads, theirs[1])
-        if moments == "int8" and seed == 0:
-            for x, y in zip(jax.tree.leaves(ours[1]), jax.tree.leaves(theirs[1]), strict=True):
-                if x.dtype in (jnp.int8, jnp.uint8):
-                    assert np.mean(np.asarray(x) != np.asarray(y)) < 1e-4
-    (x,), (y,) = ours[0], theirs[0]
-    if moments == "float32":
-        np.testing.assert_allclose(x, y, rtol=2e-6, atol=2e-6)
-    else:  # a code that fell to the other side of a tie changes the steps that follow a little
-        assert np.quantile(np.abs(np.asarray(x) - np.asarray(y)), 0.99) < 1e-3
+    np.testing.assert_allclose(ours[0][0], theirs[0][0], rtol=2e-6, atol=2e-6)
+
+
+def test_codes_differ_from_those_of_xlas_program_at_ties_only():
+    """Each step begins where XLA's ended: a scale that once fell to the other side of a tie would change its block."""
+    tx = ADAMW(moments="int8")
+    params = normal([(64, 300)], jnp.float32, 0)
+    start = params, tx.init(params)
+    kernels, xla = (jax.jit(functools.partial(step, tx)) for step in (by_kernels, by_xla))
+    different = 0
+    for seed in range(200):
+        grads = normal([(64, 300)], jnp.float32, seed + 1)
+        ours, start = kernels(start[0], grads, start[1]), xla(start[0], grads, start[1])
+        for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(start), strict=True):
+            if x.dtype in (jnp.int8, jnp.uint8):
+                apart = np.abs(np.asarray(x, int) - np.asarray(y, int))
+                assert apart.max() <= 1
+                different += np.sum(apart)
+            else:
+                np.testing.assert_allclose(x, y, rtol=2e-6, atol=2e-6)
+    assert different <= 200 * 2 * 64 * 300 / 100_000
 
 
 def test_a_single_step_is_xlas_program_to_two_roundings():
